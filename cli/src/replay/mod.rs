@@ -1,0 +1,12 @@
+//! Replaying a trace: through a device, with real bytes, in the trace's order.
+
+pub mod contents;
+pub mod job;
+pub mod outcome;
+pub mod pattern;
+pub mod runner;
+pub mod samples;
+
+pub use outcome::{Config, Data, FailedBatch, Outcome, Placement, Problem, Slice, Verify};
+pub use runner::{Moment, Replay};
+pub use samples::Sample;

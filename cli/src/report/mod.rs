@@ -1,0 +1,9 @@
+//! What a replay tells: on the terminal, as JSON, as a page, as a timeline.
+
+pub mod html;
+pub mod json;
+pub mod output;
+pub mod perfetto;
+pub mod progress;
+pub mod summary;
+pub mod units;

@@ -1,0 +1,167 @@
+//! What can go wrong with a fence, a wait or a reservation.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+/// Why a point on a timeline signalled without its work having been done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FenceError {
+    /// The timeline's owner went away while the point was outstanding.
+    Abandoned {
+        /// Name of the timeline.
+        timeline: Arc<str>,
+    },
+    /// The point did not signal within its timeline's timeout.
+    TimedOut {
+        /// Name of the timeline.
+        timeline: Arc<str>,
+        /// The point.
+        seqno: u64,
+        /// For how long it was the oldest outstanding point, in nanoseconds.
+        waited_ns: u64,
+    },
+    /// The engine that did the work reported a failure.
+    EngineFailed {
+        /// Name of the engine.
+        engine: Arc<str>,
+        /// What the engine said.
+        reason: Arc<str>,
+    },
+    /// The work was taken back before it ran.
+    Cancelled,
+    /// The device is gone.
+    DeviceLost,
+    /// The work never ran, because what it needed had failed.
+    Dependency(Box<FenceError>),
+    /// The work failed for a reason of its own.
+    Failed {
+        /// The reason.
+        reason: Arc<str>,
+    },
+}
+
+impl FenceError {
+    /// A failure with a reason of its own.
+    pub fn failed(reason: impl Into<Arc<str>>) -> FenceError {
+        FenceError::Failed { reason: reason.into() }
+    }
+
+    /// The error of work that could not run because of this one; a chain of dependencies keeps only its root.
+    pub fn as_dependency(&self) -> FenceError {
+        FenceError::Dependency(Box::new(self.root_cause().clone()))
+    }
+
+    /// The failure a chain of dependencies began with.
+    pub fn root_cause(&self) -> &FenceError {
+        let mut error = self;
+        while let FenceError::Dependency(inner) = error {
+            error = inner;
+        }
+        error
+    }
+}
+
+impl fmt::Display for FenceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FenceError::Abandoned { timeline } => {
+                write!(f, "timeline {timeline:?} was dropped by its owner before the point signalled")
+            }
+            FenceError::TimedOut { timeline, seqno, waited_ns } => {
+                write!(f, "point {seqno} of timeline {timeline:?} hung for {waited_ns} ns and was given up")
+            }
+            FenceError::EngineFailed { engine, reason } => write!(f, "engine {engine:?} failed: {reason}"),
+            FenceError::Cancelled => f.write_str("the work was cancelled before it ran"),
+            FenceError::DeviceLost => f.write_str("the device is lost"),
+            FenceError::Dependency(cause) => write!(f, "something it depended on failed: {cause}"),
+            FenceError::Failed { reason } => f.write_str(reason),
+        }
+    }
+}
+
+impl Error for FenceError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            FenceError::Dependency(cause) => Some(cause),
+            _ => None,
+        }
+    }
+}
+
+/// Why a timed wait ended without success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitError {
+    /// The time was up first.
+    TimedOut {
+        /// Name of the timeline that was waited for.
+        timeline: Arc<str>,
+        /// The point that had not signalled.
+        seqno: u64,
+        /// The last point of that timeline that had.
+        completed: u64,
+        /// How long the caller waited, in nanoseconds.
+        waited_ns: u64,
+    },
+    /// It signalled with an error.
+    Failed(FenceError),
+}
+
+impl fmt::Display for WaitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WaitError::TimedOut { timeline, seqno, completed, waited_ns } => write!(
+                f,
+                "point {seqno} of timeline {timeline:?} had not signalled after {waited_ns} ns (the timeline is at {completed})"
+            ),
+            WaitError::Failed(error) => write!(f, "the fence signalled with an error: {error}"),
+        }
+    }
+}
+
+impl Error for WaitError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            WaitError::Failed(error) => Some(error),
+            WaitError::TimedOut { .. } => None,
+        }
+    }
+}
+
+impl From<FenceError> for WaitError {
+    fn from(error: FenceError) -> Self {
+        WaitError::Failed(error)
+    }
+}
+
+/// Room for the fences of a reservation could not be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotsExhausted {
+    /// How many slots were asked for.
+    pub wanted: usize,
+    /// How many fences the reservation holds.
+    pub in_use: usize,
+}
+
+impl fmt::Display for SlotsExhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no memory for {} more fence slots beside the {} in use", self.wanted, self.in_use)
+    }
+}
+
+impl Error for SlotsExhausted {}
+
+/// An older ticket wants, or has, this lock: let go of everything and begin again.
+///
+/// [`Exec::run`](crate::Exec::run) does so by itself when its body returns an error after this was reported.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Contended;
+
+impl fmt::Display for Contended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a reservation is contended by an older ticket; let go of all and begin again")
+    }
+}
+
+impl Error for Contended {}

@@ -1,0 +1,313 @@
+//! The declared lock order, checked by the compiler.
+//!
+//! One line at the bottom of this page is the truth: the levels, outermost first. Each level is a type, and
+//! `L: Below<H>` holds exactly when `L` stands to the right of `H` on that line. A [`Lock`] belongs to a level, and
+//! taking it costs a [`Held`] token of a level above it:
+//!
+//! ```text
+//!     Held<Root> ──lock──▶ Guard<Device> ──split──▶ (&mut T, Held<Device>) ──lock──▶ Guard<Region> ...
+//!         ▲                                              │
+//!         └── borrowed until the guard is gone ◀─────────┘  borrowed until the inner guard is gone
+//! ```
+//!
+//! A token is borrowed mutably by the guard it paid for, so while the inner lock is held the outer token cannot buy
+//! a second lock. That gives the two compile errors on which this crate rests: a lock of a level at or above the
+//! innermost held one ([E0277]), and a token used while something taken with it is still held ([E0499]).
+//!
+//! What types cannot see (a second root forged inside a lock, a callback that locks) is left to
+//! [`lockdep`](crate::lockdep), which watches the same ranks at run time in debug builds and models.
+//!
+//! ```
+//! use devpagemap_fence::levels::{Device, Region};
+//! use devpagemap_fence::{Held, Lock};
+//!
+//! let device = Lock::<Device, u32>::new("device", 1);
+//! let region = Lock::<Region, u32>::new("region", 2);
+//! let mut held = Held::enter();
+//! let mut outer = device.lock(&mut held);
+//! let (value, mut held) = outer.split();
+//! *value += *region.lock(&mut held);
+//! assert_eq!(*outer, 3);
+//! ```
+//!
+//! The wrong order does not compile:
+//!
+//! ```compile_fail,E0277
+//! use devpagemap_fence::levels::{Device, Region};
+//! use devpagemap_fence::{Held, Lock};
+//!
+//! let device = Lock::<Device, u32>::new("device", 1);
+//! let region = Lock::<Region, u32>::new("region", 2);
+//! let mut held = Held::enter();
+//! let mut outer = region.lock(&mut held);
+//! let (_, mut held) = outer.split();
+//! device.lock(&mut held); // the device lock is taken before the region lock, never after it
+//! ```
+//!
+//! Nor do two locks of one level:
+//!
+//! ```compile_fail,E0277
+//! use devpagemap_fence::levels::Region;
+//! use devpagemap_fence::{Held, Lock};
+//!
+//! let vram = Lock::<Region, u32>::new("vram", 1);
+//! let gtt = Lock::<Region, u32>::new("gtt", 2);
+//! let mut held = Held::enter();
+//! let mut outer = vram.lock(&mut held);
+//! let (_, mut held) = outer.split();
+//! gtt.lock(&mut held);
+//! ```
+//!
+//! Nor does the use of an outer token while an inner lock is held:
+//!
+//! ```compile_fail,E0499
+//! use devpagemap_fence::levels::{Device, Region};
+//! use devpagemap_fence::{Held, Lock};
+//!
+//! let device = Lock::<Device, u32>::new("device", 1);
+//! let region = Lock::<Region, u32>::new("region", 2);
+//! let mut held = Held::enter();
+//! let inner = region.lock(&mut held);
+//! let outer = device.lock(&mut held); // `held` was spent on `inner`
+//! drop(inner);
+//! ```
+//!
+//! And a token cannot leave its thread:
+//!
+//! ```compile_fail,E0277
+//! use devpagemap_fence::Held;
+//!
+//! let held = Held::enter();
+//! std::thread::spawn(move || drop(held));
+//! ```
+//!
+//! [E0277]: https://doc.rust-lang.org/error_codes/E0277.html
+//! [E0499]: https://doc.rust-lang.org/error_codes/E0499.html
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use crate::lockdep;
+use crate::sync::{Condvar, Mutex, MutexGuard};
+
+/// A level of the lock order.
+pub trait Level: 'static {
+    /// Position in the order; the outermost level has the smallest rank.
+    const RANK: u8;
+    /// The level's name, as it stands in the declaration.
+    const NAME: &'static str;
+}
+
+/// `L: Below<H>`: a lock of level `L` may be taken while `H` is the innermost held level.
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` lock may not be taken while a `{H}` lock is held",
+    label = "`{Self}` does not stand below `{H}` in the lock order",
+    note = "the order is declared at the bottom of devpagemap-fence's levels.rs: take `{Self}` first, or let go of `{H}`"
+)]
+pub trait Below<H: Level>: Level {}
+
+/// Proof that `H` is the innermost level this thread holds; zero-sized, and bound to its thread.
+///
+/// A function that takes locks of its own asks for `&mut Held<'_, H>` with the bound `ItsLevel: Below<H>`, which
+/// tells its callers what they may hold.
+pub struct Held<'a, H: Level> {
+    lifetime: PhantomData<&'a mut H>,
+    not_send: PhantomData<*mut ()>,
+}
+
+impl Held<'static, Root> {
+    /// The token of a thread that holds nothing.
+    ///
+    /// Inside a fence callback it may be used too; there only locks below the reservations may be taken.
+    ///
+    /// # Panics
+    /// In debug builds and models, when this thread already holds a lock of the order.
+    #[track_caller]
+    pub fn enter() -> Self {
+        lockdep::enter_root();
+        Held::token()
+    }
+}
+
+impl Held<'static, Tickets> {
+    /// The token of a destructor or a fence callback: either may run while its thread holds reservations, and takes
+    /// locks further in only.
+    ///
+    /// # Panics
+    /// In debug builds and models, when this thread holds a lock of the region level or further in.
+    #[track_caller]
+    pub fn in_destructor() -> Self {
+        lockdep::assert_may_signal();
+        Held::token()
+    }
+}
+
+impl<H: Level> Held<'_, H> {
+    pub(crate) fn token() -> Self {
+        Held { lifetime: PhantomData, not_send: PhantomData }
+    }
+
+    /// The same token for a shorter time, for functions that take it by value.
+    pub fn reborrow(&mut self) -> Held<'_, H> {
+        Held::token()
+    }
+}
+
+impl<H: Level> fmt::Debug for Held<'_, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Held<{}>", H::NAME)
+    }
+}
+
+/// A mutex at level `L`.
+pub struct Lock<L: Level, T> {
+    class: &'static str, // constant
+    mutex: Mutex<T>,
+    level: PhantomData<fn() -> L>,
+}
+
+impl<L: Level, T> Lock<L, T> {
+    /// A lock around `value`; `class` names it in the reports of [`lockdep`](crate::lockdep).
+    pub fn new(class: &'static str, value: T) -> Self {
+        Lock { class, mutex: Mutex::new(value), level: PhantomData }
+    }
+
+    /// Blocks until the lock is this thread's.
+    ///
+    /// # Panics
+    /// In debug builds and models, when this thread holds a lock of the same or an inner level after all.
+    #[inline]
+    #[track_caller]
+    pub fn lock<'a, H: Level>(&'a self, held: &'a mut Held<'_, H>) -> Guard<'a, L, T>
+    where
+        L: Below<H>,
+    {
+        let _ = held;
+        self.acquire()
+    }
+
+    #[inline]
+    #[track_caller]
+    fn acquire(&self) -> Guard<'_, L, T> {
+        let record = lockdep::acquire(L::RANK, self.class, lockdep::ALONE);
+        Guard { guard: self.mutex.lock(), record, level: PhantomData }
+    }
+
+    /// The value; no locking, as nobody else can have it.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.mutex.get_mut()
+    }
+
+    /// The value, the lock being gone.
+    pub fn into_inner(self) -> T {
+        self.mutex.into_inner()
+    }
+}
+
+impl<T> Lock<Timeline, T> {
+    /// Locks at the leaf level, below which there is nothing, without a token.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn lock_leaf(&self) -> Guard<'_, Timeline, T> {
+        self.acquire()
+    }
+}
+
+impl<L: Level, T> fmt::Debug for Lock<L, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lock<{}>({:?})", L::NAME, self.class)
+    }
+}
+
+/// Access to the value of a [`Lock`], until dropped.
+pub struct Guard<'a, L: Level, T> {
+    guard: MutexGuard<'a, T>, // dropped first: what lockdep says is held is never less than what is held
+    record: lockdep::Record,
+    level: PhantomData<L>,
+}
+
+impl<L: Level, T> Guard<'_, L, T> {
+    /// The value, and the token with which to lock further below while it is borrowed.
+    pub fn split(&mut self) -> (&mut T, Held<'_, L>) {
+        (&mut self.guard, Held::token())
+    }
+
+    /// Gives the lock back while waiting for a notification, then has it again. May return without one.
+    #[track_caller]
+    pub fn wait(self, condvar: &Condvar) -> Self {
+        let Guard { guard, record, level } = self;
+        Guard { guard: condvar.wait(guard), record, level }
+    }
+
+    /// As [`wait`](Guard::wait), but no later than `deadline`; true when the deadline passed.
+    #[cfg(not(loom))]
+    pub fn wait_until(self, condvar: &Condvar, deadline: std::time::Instant) -> (Self, bool) {
+        let Guard { guard, record, level } = self;
+        let (guard, timed_out) = condvar.wait_until(guard, deadline);
+        (Guard { guard, record, level }, timed_out)
+    }
+}
+
+impl<L: Level, T> Deref for Guard<'_, L, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<L: Level, T> DerefMut for Guard<'_, L, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+impl<L: Level, T: fmt::Debug> fmt::Debug for Guard<'_, L, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// Writes the level types, their ranks and every `Below` from the one declared line.
+macro_rules! lock_order {
+    ($($(#[$doc:meta])* $level:ident)>+) => {
+        $($(#[$doc])* #[derive(Debug)] pub enum $level {})+
+        /// The names of the levels, outermost first; a level's rank is its index.
+        pub const ORDER: &[&str] = &[$(stringify!($level)),+];
+        lock_order!(@rank 0, $($level)+);
+        lock_order!(@below $($level)+);
+    };
+    (@rank $rank:expr, $level:ident $($inner:ident)*) => {
+        impl Level for $level {
+            const RANK: u8 = $rank;
+            const NAME: &'static str = stringify!($level);
+        }
+        lock_order!(@rank $rank + 1, $($inner)*);
+    };
+    (@rank $rank:expr,) => {};
+    (@below $outer:ident $($inner:ident)*) => {
+        $(impl Below<$outer> for $inner {})*
+        lock_order!(@below $($inner)*);
+    };
+    (@below) => {};
+}
+
+lock_order! {
+    /// Nothing is held.
+    Root >
+    /// The registry of owners and pagemaps.
+    Registry >
+    /// A device's own tables.
+    Device >
+    /// Reservations of buffers, among themselves ordered by the age of their ticket.
+    Tickets >
+    /// A region's allocator and LRU lists. Reservations may only be tried from here on.
+    Region >
+    /// The BAR aperture's windows.
+    Aperture >
+    /// The move queue's lanes.
+    MoveQueue >
+    /// Timelines and the insides of fences: the leaf.
+    Timeline
+}

@@ -1,0 +1,71 @@
+//! Timelines, fences, reservations and the declared lock order: what the rest of devpagemap synchronises with.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`levels`] | the lock order; [`Lock`], [`Held`]: a wrong order does not compile |
+//! | [`lockdep`] | the same order at run time, for what types cannot see (debug builds and models) |
+//! | [`Timeline`], [`Fence`] | points that signal once, in order, with an error or without |
+//! | [`FenceSet`] | the latest point of each of several timelines |
+//! | [`Watchdog`] | the thread that notices what hangs |
+//! | [`Reservation`] | a buffer's lock and its fences by [`Usage`] |
+//! | [`Exec`] | many reservations at once, in any order, without deadlock |
+//! | [`sync`] | the shim over `parking_lot` or `loom` |
+//!
+//! The kernel's cousins are `dma_fence`, `dma_resv`, `ww_mutex` and `drm_exec`.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use devpagemap_fence::{Exec, Held, Reservable, Reservation, Timeline, Usage};
+//!
+//! struct Buffer {
+//!     reservation: Reservation<u64>,
+//! }
+//! impl Reservable for Buffer {
+//!     type State = u64;
+//!     fn reservation(&self) -> &Reservation<u64> {
+//!         &self.reservation
+//!     }
+//! }
+//!
+//! let timeline = Timeline::new("ring 0");
+//! let (a, b) = (Arc::new(Buffer { reservation: Reservation::new(1) }), Arc::new(Buffer { reservation: Reservation::new(2) }));
+//!
+//! let mut held = Held::enter();
+//! let mut exec = Exec::new(&mut held);
+//! let fence = exec.run(|exec| {
+//!     let (a, b) = (exec.lock(&a)?, exec.lock(&b)?);
+//!     exec.set_mut().reserve_fences(a, 1)?;
+//!     exec.set_mut().reserve_fences(b, 1)?;
+//!     let fence = timeline.next_point(); // from here on nothing may fail
+//!     exec.set_mut().add_fence(a, fence.clone(), Usage::Read);
+//!     exec.set_mut().add_fence(b, fence.clone(), Usage::Write);
+//!     Ok::<_, Box<dyn std::error::Error>>(fence)
+//! })?;
+//! drop(exec);
+//!
+//! timeline.signal(fence.seqno());
+//! assert_eq!(b.reservation.fences(Usage::Bookkeep).wait(), Ok(()));
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod exec;
+mod fence;
+mod fence_set;
+pub mod levels;
+pub mod lockdep;
+mod reservation;
+pub mod sync;
+mod timeline;
+mod watchdog;
+
+pub use error::{Contended, FenceError, SlotsExhausted, WaitError};
+pub use exec::{Exec, LockSet, Slot};
+pub use fence::{Callback, Fence, blocking_waits};
+pub use fence_set::FenceSet;
+pub use levels::{Below, Guard, Held, Level, Lock};
+pub use reservation::{Locked, Reservable, Reservation, Usage};
+pub use timeline::{Hang, HangAction, HangHook, Timeline, TimelineId};
+#[cfg(not(loom))]
+pub use watchdog::Watchdog;
+pub use watchdog::Watched;

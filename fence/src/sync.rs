@@ -1,0 +1,168 @@
+//! The shim: one set of names over `parking_lot` and `std`, or over `loom` when the code is being model checked.
+//!
+//! Every lock, condition variable, atomic and thread of this workspace that takes part in a protocol comes from
+//! here, so that the models in `loom-tests` explore the code that ships and not a copy of it.
+//!
+//! What is not here, and why:
+//!
+//! * `Mutex::try_lock`: loom 0.7.2 reports a false deadlock when a tried mutex is contended. What must be tried
+//!   ([`Reservation`](crate::Reservation)) is a state machine whose mutex is held for instants.
+//! * timed waits under loom: a model has no time. `Condvar::wait_until` and whatever is built on it is compiled
+//!   out, so a model cannot use it by mistake.
+//! * `Arc`: always the one of `std`, since loom's has neither `Weak` nor unsizing. Reference counts are therefore
+//!   opaque to the models.
+//!
+//! The shim needs no `unsafe`.
+
+#[cfg(loom)]
+use loom::sync as imp;
+#[cfg(not(loom))]
+use parking_lot as imp;
+
+use std::fmt;
+
+/// Atomics whose every access is explored under loom.
+pub mod atomic {
+    #[cfg(loom)]
+    pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+    #[cfg(not(loom))]
+    pub use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+}
+
+/// Threads: real ones, or loom's coroutines.
+pub mod thread {
+    #[cfg(loom)]
+    pub use loom::thread::{JoinHandle, spawn, yield_now};
+    #[cfg(not(loom))]
+    pub use std::thread::{JoinHandle, spawn, yield_now};
+}
+
+/// `thread_local!`: under loom a value per model thread (all of which share one thread of the system).
+#[cfg(loom)]
+pub use loom::thread_local;
+/// `thread_local!`: under loom a value per model thread (all of which share one thread of the system).
+#[cfg(not(loom))]
+pub use std::thread_local;
+
+pub use std::sync::{Arc, Weak};
+
+/// The guard of a [`Mutex`].
+pub type MutexGuard<'a, T> = imp::MutexGuard<'a, T>;
+
+/// A mutex without poisoning and without `try_lock`.
+pub struct Mutex<T>(imp::Mutex<T>);
+
+impl<T> Mutex<T> {
+    /// A mutex around `value`.
+    pub fn new(value: T) -> Self {
+        Mutex(imp::Mutex::new(value))
+    }
+
+    /// Blocks until the mutex is this thread's.
+    #[inline]
+    #[track_caller]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        #[cfg(not(loom))]
+        return self.0.lock();
+        #[cfg(loom)]
+        return self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    }
+
+    /// The value; no locking, as nobody else can have it.
+    pub fn get_mut(&mut self) -> &mut T {
+        #[cfg(not(loom))]
+        return self.0.get_mut();
+        #[cfg(loom)]
+        return self.0.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+    }
+
+    /// The value, the mutex being gone.
+    pub fn into_inner(self) -> T {
+        #[cfg(not(loom))]
+        return self.0.into_inner();
+        #[cfg(loom)]
+        return self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    }
+}
+
+impl<T: Default> Default for Mutex<T> {
+    fn default() -> Self {
+        Mutex::new(T::default())
+    }
+}
+
+impl<T> fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mutex { .. }")
+    }
+}
+
+/// A condition variable that takes the guard by value and gives it back.
+pub struct Condvar(imp::Condvar);
+
+impl Condvar {
+    /// A condition variable nobody waits on.
+    pub fn new() -> Self {
+        Condvar(imp::Condvar::new())
+    }
+
+    /// Gives the mutex back, sleeps until notified, takes the mutex again. May return without a notification.
+    #[track_caller]
+    pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        #[cfg(not(loom))]
+        {
+            let mut guard = guard;
+            self.0.wait(&mut guard);
+            guard
+        }
+        #[cfg(loom)]
+        return self.0.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
+    }
+
+    /// As [`wait`](Condvar::wait), but no later than `deadline`; true when the deadline passed.
+    #[cfg(not(loom))]
+    pub fn wait_until<'a, T>(
+        &self,
+        mut guard: MutexGuard<'a, T>,
+        deadline: std::time::Instant,
+    ) -> (MutexGuard<'a, T>, bool) {
+        let timed_out = self.0.wait_until(&mut guard, deadline).timed_out();
+        (guard, timed_out)
+    }
+
+    /// Wakes one waiter, if there is any.
+    #[track_caller]
+    pub fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    /// Wakes every waiter.
+    #[track_caller]
+    pub fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
+
+impl Default for Condvar {
+    fn default() -> Self {
+        Condvar::new()
+    }
+}
+
+/// The age of a ticket: smaller is older. Under loom each execution of a model counts anew, and the drawing of a
+/// stamp is explored like any other access.
+pub(crate) fn fresh_stamp() -> u64 {
+    #[cfg(not(loom))]
+    static NEXT: atomic::AtomicU64 = atomic::AtomicU64::new(1);
+    #[cfg(loom)]
+    loom::lazy_static! {
+        static ref NEXT: atomic::AtomicU64 = atomic::AtomicU64::new(1);
+    }
+    NEXT.fetch_add(1, atomic::Ordering::Relaxed)
+}
+
+impl fmt::Debug for Condvar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Condvar { .. }")
+    }
+}

@@ -1,0 +1,117 @@
+//! Tickets that lock the same objects in opposite orders.
+#![cfg(loom)]
+
+use devpagemap_fence::{Contended, Exec, Held, Reservable, Reservation};
+use devpagemap_loom_tests::explore;
+use loom::thread;
+use std::sync::Arc;
+
+struct Object(Reservation<u32>);
+
+impl Reservable for Object {
+    type State = u32;
+
+    fn reservation(&self) -> &Reservation<u32> {
+        &self.0
+    }
+}
+
+fn objects() -> [Arc<Object>; 2] {
+    [0, 0].map(|count| Arc::new(Object(Reservation::new(count))))
+}
+
+/// Locks `objects` in the order given and adds one to each.
+fn count_up(objects: &[Arc<Object>]) {
+    let mut held = Held::enter();
+    let mut exec = Exec::new(&mut held);
+    let locked = exec.run(|exec| {
+        for object in objects {
+            let slot = exec.lock(object)?;
+            *exec.set_mut().state_mut(slot) += 1;
+        }
+        Ok::<_, Contended>(())
+    });
+    assert_eq!(locked, Ok(()));
+}
+
+/// As `count_up`, but counts only once all are locked, so that each count stands for one success.
+fn count_once(objects: &[Arc<Object>]) {
+    let mut held = Held::enter();
+    let mut exec = Exec::new(&mut held);
+    let locked = exec.run(|exec| {
+        let slots = objects.iter().map(|object| exec.lock(object)).collect::<Result<Vec<_>, Contended>>()?;
+        for slot in slots {
+            *exec.set_mut().state_mut(slot) += 1;
+        }
+        Ok::<_, Contended>(())
+    });
+    assert_eq!(locked, Ok(()));
+}
+
+fn assert_counts(objects: &[Arc<Object>], expected: u32) {
+    let mut held = Held::enter();
+    for object in objects {
+        assert_eq!(*object.0.lock(&mut held), expected);
+    }
+}
+
+/// Two threads, exhaustive.
+#[test]
+fn two_tickets_locking_crosswise_both_finish() {
+    explore(None, || {
+        let [a, b] = objects();
+        let theirs = [b.clone(), a.clone()];
+        let other = thread::spawn(move || count_once(&theirs));
+        count_once(&[a.clone(), b.clone()]);
+        other.join().unwrap();
+        assert_counts(&[a, b], 2);
+    });
+}
+
+/// Two threads, exhaustive. Nothing stays locked when a ticket begins again.
+#[test]
+fn whatever_was_locked_before_a_restart_is_unlocked_at_the_end() {
+    explore(None, || {
+        let [a, b] = objects();
+        let theirs = [b.clone(), a.clone()];
+        let other = thread::spawn(move || count_up(&theirs));
+        count_up(&[a.clone(), b.clone()]);
+        other.join().unwrap();
+        assert!(!a.0.is_locked() && !b.0.is_locked());
+    });
+}
+
+/// Three threads, at most two preemptions. A waiter that was right to wait for a younger holder must give up when an
+/// older ticket gets the object in between.
+#[test]
+fn a_waiter_gives_up_when_an_older_ticket_becomes_the_holder() {
+    explore(Some(2), || {
+        let [a, b] = objects();
+        let (first, second) = ([b.clone(), a.clone()], [a.clone(), b.clone()]);
+        let crossing = thread::spawn(move || count_once(&first));
+        let other = thread::spawn(move || count_once(&second));
+        count_once(&[b.clone()]);
+        crossing.join().unwrap();
+        other.join().unwrap();
+        let mut held = Held::enter();
+        assert_eq!(*a.0.lock(&mut held), 2);
+        assert_eq!(*b.0.lock(&mut held), 3);
+    });
+}
+
+/// Two threads, exhaustive. Somebody who locks one object alone does not make a ticket begin again for ever.
+#[test]
+fn a_ticket_and_a_single_lock_get_along() {
+    explore(None, || {
+        let [a, b] = objects();
+        let theirs = b.clone();
+        let single = thread::spawn(move || {
+            let mut held = Held::enter();
+            *theirs.0.lock(&mut held) += 1;
+        });
+        count_once(&[a.clone(), b.clone()]);
+        single.join().unwrap();
+        let mut held = Held::enter();
+        assert_eq!(*b.0.lock(&mut held), 2);
+    });
+}

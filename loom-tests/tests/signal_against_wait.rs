@@ -1,0 +1,107 @@
+//! A signal against somebody who waits for it, or only asks.
+#![cfg(loom)]
+
+use devpagemap_fence::{FenceError, Timeline};
+use devpagemap_loom_tests::explore;
+use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::thread;
+use std::sync::Arc;
+
+/// Memory that an engine writes before it signals. Its accesses are relaxed: only the fence orders them.
+struct Work(AtomicU32);
+
+impl Work {
+    fn new() -> Arc<Work> {
+        Arc::new(Work(AtomicU32::new(0)))
+    }
+
+    fn write(&self, value: u32) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Two threads, exhaustive.
+#[test]
+fn a_waiter_wakes_and_sees_the_work_that_was_done() {
+    explore(None, || {
+        let timeline = Timeline::new("ring");
+        let fence = timeline.next_point();
+        let work = Work::new();
+        let theirs = work.clone();
+        let engine = thread::spawn(move || {
+            theirs.write(7);
+            timeline.signal(1);
+        });
+        assert_eq!(fence.wait(), Ok(()));
+        assert_eq!(work.read(), 7);
+        engine.join().unwrap();
+    });
+}
+
+/// Two threads, exhaustive.
+#[test]
+fn who_sees_a_fence_signalled_sees_the_work_that_was_done() {
+    explore(None, || {
+        let timeline = Timeline::new("ring");
+        let fence = timeline.next_point();
+        let work = Work::new();
+        let theirs = work.clone();
+        let engine = thread::spawn(move || {
+            theirs.write(7);
+            timeline.signal(1);
+        });
+        if fence.is_signaled() {
+            assert_eq!(work.read(), 7);
+        }
+        engine.join().unwrap();
+    });
+}
+
+/// Three threads, exhaustive.
+#[test]
+fn waiters_for_two_points_each_wake_at_their_own() {
+    explore(None, || {
+        let timeline = Timeline::new("ring");
+        let (first, second) = (timeline.next_point(), timeline.next_point());
+        let early = thread::spawn(move || first.wait());
+        let late = thread::spawn(move || second.wait());
+        timeline.signal(1);
+        timeline.signal(2);
+        assert_eq!(early.join().unwrap(), Ok(()));
+        assert_eq!(late.join().unwrap(), Ok(()));
+    });
+}
+
+/// Three threads, exhaustive.
+#[test]
+fn a_point_that_fails_and_signals_at_once_ends_one_way_for_everybody() {
+    explore(None, || {
+        let timeline = Arc::new(Timeline::new("ring"));
+        let fence = timeline.next_point();
+        let (good, bad) = (timeline.clone(), timeline);
+        let signaller = thread::spawn(move || good.signal(1));
+        let failer = thread::spawn(move || bad.fail(1, FenceError::Cancelled));
+        let seen = fence.status();
+        signaller.join().unwrap();
+        failer.join().unwrap();
+        let ended = fence.status();
+        assert!(ended.is_some());
+        assert!(seen.is_none() || seen == ended, "the outcome changed from {seen:?} to {ended:?}");
+    });
+}
+
+/// Two threads, exhaustive.
+#[test]
+fn an_owner_that_goes_away_wakes_the_waiter_with_an_error() {
+    explore(None, || {
+        let timeline = Timeline::new("ring");
+        let fence = timeline.next_point();
+        let owner = thread::spawn(move || drop(timeline));
+        assert_eq!(fence.wait(), Err(FenceError::Abandoned { timeline: "ring".into() }));
+        owner.join().unwrap();
+    });
+}

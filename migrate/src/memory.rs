@@ -1,0 +1,103 @@
+//! Where a software engine finds the bytes behind an address.
+
+use crate::address::{Addr, Space};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Translates addresses to memory of this process.
+///
+/// # Safety
+/// For as long as the map lives, what [`resolve`](Self::resolve) returned must be valid for reads and writes of
+/// `len_bytes` from any thread through raw pointers, and no Rust reference to those bytes may exist while a move
+/// covers them. Whoever queues moves over the map orders, by fences, moves (and other accesses) that touch the same
+/// bytes.
+pub unsafe trait MemoryMap: Send + Sync {
+    /// The memory of the `len_bytes` bytes from `addr` on; `None` when they are not all there, or not contiguous.
+    fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>>;
+}
+
+/// Memory of this process that stands in for a device's, one block a space, zeroed at first.
+pub struct HeapMemory {
+    vram: Block,
+    system: Block,
+}
+
+impl HeapMemory {
+    /// Blocks of these sizes, aligned to 4 KiB.
+    pub fn new(vram_bytes: usize, system_bytes: usize) -> Arc<HeapMemory> {
+        Arc::new(HeapMemory { vram: Block::new(vram_bytes), system: Block::new(system_bytes) })
+    }
+
+    /// Copies `bytes` to `addr`.
+    ///
+    /// # Panics
+    /// When they do not fit there.
+    pub fn write(&self, addr: Addr, bytes: &[u8]) {
+        let at = self.resolve(addr, bytes.len() as u64).expect("the bytes fit behind the address");
+        // SAFETY: resolve vouches for the destination, which the heap keeps apart from the caller's slice.
+        unsafe { at.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies `len_bytes` bytes from `addr`.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn read(&self, addr: Addr, len_bytes: usize) -> Vec<u8> {
+        let at = self.resolve(addr, len_bytes as u64).expect("the bytes lie behind the address");
+        let mut bytes = vec![0; len_bytes];
+        // SAFETY: resolve vouches for the source; the vector is new.
+        unsafe { at.as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), len_bytes) };
+        bytes
+    }
+}
+
+// SAFETY: a resolved range lies within a block, which lives as long as this does and to which only raw pointers are
+// made.
+unsafe impl MemoryMap for HeapMemory {
+    fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>> {
+        let block = match addr.space() {
+            Space::Vram => &self.vram,
+            Space::System => &self.system,
+        };
+        let end = addr.offset().checked_add(len_bytes)?;
+        if end > block.layout.size() as u64 {
+            return None;
+        }
+        // SAFETY: the offset lies within the block, or one past its end.
+        Some(unsafe { block.start.add(usize::try_from(addr.offset()).ok()?) })
+    }
+}
+
+impl fmt::Debug for HeapMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HeapMemory(vram {}, system {})", self.vram.layout.size(), self.system.layout.size())
+    }
+}
+
+struct Block {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: a block is plain memory; who uses it from several threads keeps the map's promises.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+impl Block {
+    fn new(len_bytes: usize) -> Block {
+        let layout = Layout::from_size_align(len_bytes.max(1), 4096).expect("a block fits the address space");
+        // SAFETY: the layout is not empty.
+        let start = unsafe { alloc_zeroed(layout) };
+        Block { start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)), layout }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `new`, freed once.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}

@@ -1,0 +1,169 @@
+//! The software GPU: the embedded default. VRAM is a memfd, engines are threads, jobs touch real bytes.
+//!
+//! ```text
+//!   ring gfx0 ─┐                       ┌─ sdma0
+//!   ring gfx1 ─┴─► VRAM (memfd) ◄──────┴─ sdma1 ─► system memory
+//!                  └ the CPU sees a prefix of it
+//! ```
+
+use std::sync::{Arc, OnceLock};
+
+use devpagemap_fence::Fence;
+use devpagemap_migrate::{Addr, CopyEngine, CpuEngine, MemoryMap, SoftwareEngine, VramAddr};
+
+use super::jobs::{JobMemory, Ring};
+use super::{Arena, DeviceMemory};
+use crate::driver::{Driver, MemoryLayout};
+use crate::error::{Error, Result};
+use crate::submit::Job;
+
+/// A GPU that exists in this process only. Give it to [`Device::builder`](crate::Device::builder), once.
+pub struct SoftwareGpu {
+    /// Constant.
+    copy_engine_count: usize,
+    /// What engines and jobs see. Set when the device is built, then constant.
+    memory: OnceLock<Arc<DeviceMemory>>,
+    /// Set when the device is built, then constant.
+    vram: OnceLock<Arc<VramArena>>,
+    /// Set when the device is built, then constant.
+    engines: OnceLock<Vec<Arc<SoftwareEngine>>>,
+    /// Constant.
+    rings: Vec<Ring>,
+}
+
+/// How many engines and rings a [`SoftwareGpu`] has.
+#[derive(Clone, Debug)]
+pub struct SoftwareGpuBuilder {
+    copy_engines: usize,
+    rings: usize,
+}
+
+impl SoftwareGpuBuilder {
+    /// How many threads copy; at least one. Two by default.
+    pub fn copy_engines(self, count: usize) -> SoftwareGpuBuilder {
+        SoftwareGpuBuilder { copy_engines: count.max(1), ..self }
+    }
+
+    /// How many threads run jobs; at least one. Two by default.
+    pub fn rings(self, count: usize) -> SoftwareGpuBuilder {
+        SoftwareGpuBuilder { rings: count.max(1), ..self }
+    }
+
+    /// Starts the rings.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system gives no thread.
+    pub fn build(self) -> Result<SoftwareGpu> {
+        let start = |index| {
+            Ring::start(format!("gfx{index}")).map_err(|error| Error::Io {
+                action: "start a ring's thread",
+                bytes: 0,
+                errno: error.raw_os_error().unwrap_or_default(),
+            })
+        };
+        Ok(SoftwareGpu {
+            copy_engine_count: self.copy_engines,
+            memory: OnceLock::new(),
+            vram: OnceLock::new(),
+            engines: OnceLock::new(),
+            rings: (0..self.rings).map(start).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl SoftwareGpu {
+    /// Two copy engines and two rings, unless told otherwise.
+    pub fn builder() -> SoftwareGpuBuilder {
+        SoftwareGpuBuilder { copy_engines: 2, rings: 2 }
+    }
+
+    /// A copy engine, for injecting faults. `None` before the device is built, and beyond the last.
+    pub fn copy_engine(&self, index: usize) -> Option<&Arc<SoftwareEngine>> {
+        self.engines.get()?.get(index)
+    }
+
+    /// Queues `work` on the ring with the shortest backlog, behind everything the job must wait for. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when this GPU has not been built into a device.
+    pub fn run(
+        &self,
+        job: &Job<'_>,
+        work: impl FnOnce(&JobMemory) -> std::result::Result<(), String> + Send + 'static,
+    ) -> Result<Fence> {
+        let Some(memory) = self.memory.get() else {
+            return Err(Error::Driver {
+                action: "run a job",
+                reason: "this GPU belongs to no device".into(),
+            });
+        };
+        let memory = JobMemory::new(memory.clone(), job);
+        let ring = self.rings.iter().min_by_key(|ring| ring.backlog()).expect("a software GPU has a ring");
+        Ok(ring.queue(job, Box::new(move || work(&memory))))
+    }
+}
+
+impl std::fmt::Debug for SoftwareGpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SoftwareGpu")
+            .field("copy_engines", &self.copy_engine_count)
+            .field("rings", &self.rings.len())
+            .field("memory", &self.memory.get())
+            .finish()
+    }
+}
+
+impl Driver for SoftwareGpu {
+    fn map_vram(&self, layout: &MemoryLayout) -> Result<Option<Arc<dyn MemoryMap>>> {
+        let vram = Arc::new(VramArena(Arena::shared("devpagemap-vram", layout.vram_bytes)?));
+        match self.vram.set(vram.clone()) {
+            Ok(()) => Ok(Some(vram)),
+            Err(_) => Err(Error::Driver {
+                action: "map VRAM",
+                reason: "this GPU already belongs to a device".into(),
+            }),
+        }
+    }
+
+    fn copy_engines(&self, memory: &DeviceMemory) -> Result<Vec<Arc<dyn CopyEngine>>> {
+        let memory = Arc::new(self.whole_memory(memory)?);
+        let engines: Vec<_> = (0..self.copy_engine_count)
+            .map(|index| SoftwareEngine::new(format!("sdma{index}"), memory.clone()))
+            .collect();
+        let shared = engines.iter().map(|engine| engine.clone() as Arc<dyn CopyEngine>).collect();
+        let fresh = self.memory.set(memory).is_ok() && self.engines.set(engines).is_ok();
+        debug_assert!(fresh, "map_vram refuses a second device");
+        Ok(shared)
+    }
+
+    fn fallback_engine(&self, memory: &DeviceMemory) -> Option<Arc<dyn CopyEngine>> {
+        let memory = self.whole_memory(memory).ok()?;
+        Some(CpuEngine::new("cpu", Arc::new(memory)))
+    }
+}
+
+impl SoftwareGpu {
+    fn whole_memory(&self, memory: &DeviceMemory) -> Result<DeviceMemory> {
+        let vram = self.vram.get().cloned();
+        let vram = vram.ok_or_else(|| Error::Driver {
+            action: "start copy engines",
+            reason: "VRAM is not mapped".into(),
+        })?;
+        let limit_bytes = vram.0.len_bytes();
+        Ok(memory.with_vram(vram, limit_bytes))
+    }
+}
+
+/// The software GPU's VRAM.
+#[derive(Debug)]
+struct VramArena(Arena);
+
+// SAFETY: Arena::address checks bounds, and the arena lives as long as self.
+unsafe impl MemoryMap for VramArena {
+    fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<std::ptr::NonNull<u8>> {
+        match addr {
+            Addr::Vram(VramAddr(offset)) => self.0.address(offset, len_bytes),
+            Addr::System(_) => None,
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Buffer objects: what they are, where they may be, how they get there, how they leave.
+
+mod evict;
+mod gtt;
+mod object;
+mod placement;
+mod plan;
+mod release;
+mod validate;
+mod victims;
+mod window;
+
+pub use evict::EvictionPolicy;
+pub use object::{Buffer, BufferBuilder};
+pub use placement::{Place, Placement};
+
+pub(crate) use object::{BoState, BufferObject};
+pub(crate) use validate::Transaction;

@@ -1,0 +1,254 @@
+//! A buffer whose bytes survive every move.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use devpagemap_fence::{FenceError, FenceSet, Held, Reservable, Reservation, Usage};
+
+use super::{Place, Placement};
+use crate::error::{Error, Result};
+use crate::manager::Manager;
+use crate::region::{PRIORITIES, RegionKind, Resource};
+use crate::size::Size;
+
+/// What the manager keeps of a buffer.
+pub(crate) struct BufferObject {
+    /// Constant.
+    pub(crate) manager: Arc<Manager>,
+    /// Unique on its device. Constant.
+    id: u64,
+    /// For people. Constant.
+    name: Option<Box<str>>,
+    /// As asked for. Constant.
+    size_bytes: u64,
+    /// Rounded up to pages. Constant.
+    pub(crate) footprint_bytes: u64,
+    /// 0 is evicted first. Constant.
+    priority: usize,
+    /// Constant.
+    placement: Placement,
+    /// The first move that failed for good; from then on the bytes are lost. Set once.
+    pub(crate) lost: OnceLock<FenceError>,
+    /// How often it was evicted. Statistics.
+    pub(crate) evictions: AtomicU64,
+    /// The buffer's lock, its state and its fences.
+    pub(crate) reservation: Reservation<BoState>,
+}
+
+/// The state of a buffer that its reservation protects.
+#[derive(Debug, Default)]
+pub(crate) struct BoState {
+    /// Where the bytes are; `None` until the first use, when they are zeros that occupy nothing.
+    pub(crate) resource: Option<Resource>,
+    /// Whether it was evicted and has not come back.
+    pub(crate) evicted: bool,
+}
+
+impl Reservable for BufferObject {
+    type State = BoState;
+
+    fn reservation(&self) -> &Reservation<BoState> {
+        &self.reservation
+    }
+}
+
+impl BufferObject {
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn priority(&self) -> usize {
+        self.priority
+    }
+
+    pub(crate) fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// # Errors
+    /// [`Error::FenceFailed`] when a move lost the bytes.
+    pub(crate) fn check_not_lost(&self) -> Result<()> {
+        match self.lost.get() {
+            Some(error) => Err(Error::FenceFailed(error.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for BufferObject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BufferObject")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .field("size_bytes", &self.size_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for BufferObject {
+    fn drop(&mut self) {
+        let fences = self.reservation.fences(Usage::Bookkeep);
+        if let Some(resource) = self.reservation.get_mut().resource.take() {
+            self.manager.retire(resource, fences);
+        }
+        self.manager.counters.destroyed(self.size_bytes);
+    }
+}
+
+/// A buffer. Clones name the same one; when the last is dropped its memory is given back, behind its fences.
+///
+/// ```
+/// use devpagemap::{Device, Place, Size, SoftwareGpu};
+/// # fn main() -> devpagemap::Result<()> {
+/// let device = Device::builder(SoftwareGpu::builder().build()?).vram(Size::mib(16)).build()?;
+/// let buffer = device.buffer(Size::mib(1)).prefer(Place::VRAM).create()?;
+/// buffer.write_at(4096, b"hello")?;
+/// let mut bytes = [0; 5];
+/// buffer.read_at(4096, &mut bytes)?;
+/// assert_eq!(&bytes, b"hello");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Buffer(pub(crate) Arc<BufferObject>);
+
+impl Buffer {
+    /// Unique on its device; never reused.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// The name it was given.
+    pub fn name(&self) -> Option<&str> {
+        self.0.name.as_deref()
+    }
+
+    /// The size that was asked for.
+    pub fn size(&self) -> Size {
+        Size::bytes(self.0.size_bytes)
+    }
+
+    /// Where the bytes are now; `None` before the first use. Somebody else may move them the moment after.
+    pub fn region(&self) -> Option<RegionKind> {
+        let mut held = Held::enter();
+        let state = self.0.reservation.lock(&mut held);
+        state.resource.as_ref().map(|resource| resource.region)
+    }
+
+    /// Whether the CPU reaches all bytes where they are now, through the BAR or in system memory.
+    pub fn visible(&self) -> bool {
+        let mut held = Held::enter();
+        let visible_bytes = self.0.manager.vram.visible_bytes;
+        let state = self.0.reservation.lock(&mut held);
+        state.resource.as_ref().is_some_and(|resource| resource.is_cpu_visible(visible_bytes))
+    }
+
+    /// How often it has been evicted.
+    pub fn evictions(&self) -> u64 {
+        self.0.evictions.load(Ordering::Relaxed)
+    }
+
+    /// What must signal before the CPU may write: all work that reads or writes this buffer, its moves included.
+    pub fn fences(&self) -> FenceSet {
+        self.0.reservation.fences(Usage::Read)
+    }
+
+    /// Waits until all work on this buffer is done.
+    ///
+    /// # Errors
+    /// [`Error::FenceFailed`] when work on it failed.
+    pub fn wait(&self) -> Result<()> {
+        self.0.manager.wait(&self.0.reservation.fences(Usage::Read))?;
+        self.0.check_not_lost()
+    }
+
+    /// Gives it a place now, instead of at its first use: the first of its placement that can be had, evicting others if
+    /// it must. Queues what is needed and does not wait for it.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`], [`Error::Fragmented`] or [`Error::TooLarge`] when no place can be had, [`Error::Pinned`] when it
+    /// may not move there.
+    pub fn place_now(&self) -> Result<()> {
+        self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
+            let slot = transaction.member(0);
+            transaction.validate(slot, self.0.placement())
+        })
+    }
+}
+
+/// Describes a buffer to be created.
+#[must_use = "a builder creates nothing until `create`"]
+#[derive(Debug)]
+pub struct BufferBuilder {
+    manager: Arc<Manager>,
+    size: Size,
+    name: Option<Box<str>>,
+    places: Vec<Place>,
+    priority: usize,
+}
+
+impl BufferBuilder {
+    pub(crate) fn new(manager: Arc<Manager>, size: Size) -> BufferBuilder {
+        BufferBuilder { manager, size, name: None, places: Vec::new(), priority: 1 }
+    }
+
+    /// A name for people: in traces, reports and errors.
+    pub fn name(self, name: impl Into<String>) -> BufferBuilder {
+        BufferBuilder { name: Some(name.into().into_boxed_str()), ..self }
+    }
+
+    /// Adds the best place.
+    pub fn prefer(self, place: Place) -> BufferBuilder {
+        self.or(place)
+    }
+
+    /// Adds the next best place. Without any, a buffer lives in VRAM.
+    pub fn or(mut self, place: Place) -> BufferBuilder {
+        self.places.push(place);
+        self
+    }
+
+    /// Its eviction priority, 0 (goes first) to 3 (goes last); 1 by default.
+    pub fn priority(self, priority: usize) -> BufferBuilder {
+        BufferBuilder { priority, ..self }
+    }
+
+    /// Creates the buffer. It occupies nothing until its first use, and reads as zeros.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSize`] for a size of zero or one that overflows in whole pages, [`Error::InvalidPlacement`],
+    /// [`Error::TooLarge`] when no place of it could ever hold the buffer.
+    pub fn create(self) -> Result<Buffer> {
+        let size_bytes = self.size.as_bytes();
+        let footprint_bytes = checked_footprint(size_bytes)?;
+        if self.priority >= PRIORITIES {
+            let why = format!("priority {} is not one of 0 to {}", self.priority, PRIORITIES - 1);
+            return Err(Error::InvalidPlacement { why });
+        }
+        let places = if self.places.is_empty() { vec![Place::VRAM] } else { self.places };
+        let placement = Placement::new(places)?;
+        self.manager.check_fits_somewhere(&placement, footprint_bytes)?;
+        self.manager.counters.created(size_bytes);
+        Ok(Buffer(Arc::new(BufferObject {
+            id: self.manager.next_buffer_id(),
+            manager: self.manager,
+            name: self.name,
+            size_bytes,
+            footprint_bytes,
+            priority: self.priority,
+            placement,
+            lost: OnceLock::new(),
+            evictions: AtomicU64::new(0),
+            reservation: Reservation::new(BoState::default()),
+        })))
+    }
+}
+
+fn checked_footprint(size_bytes: u64) -> Result<u64> {
+    let error = |why| Error::InvalidSize { what: "a buffer", bytes: size_bytes, why };
+    if size_bytes == 0 {
+        return Err(error("is nothing"));
+    }
+    crate::region::round_up_to_pages(size_bytes)
+        .ok_or_else(|| error("overflow when rounded up to whole pages"))
+}

@@ -1,0 +1,147 @@
+//! How memory is given back: behind fences, by their callbacks. No thread waits for it, and no worker exists for it.
+
+use std::sync::Arc;
+
+use devpagemap_allocator::Span;
+use devpagemap_fence::{FenceSet, Held, LockSet, Slot, levels};
+
+use super::BufferObject;
+use crate::manager::Manager;
+use crate::region::{GhostId, Lru, Pin, RegionKind, Resource, SystemRegion, SystemState};
+
+impl Manager {
+    /// Takes a resource out of its region; its bytes are free once `fences` have signalled. For destructors and fence
+    /// callbacks: takes the region lock, under any reservation.
+    pub(crate) fn retire(&self, resource: Resource, fences: FenceSet) {
+        let mut held = Held::in_destructor();
+        match resource.region {
+            RegionKind::Vram => {
+                let ghost = {
+                    let mut state = self.vram.state.lock(&mut held);
+                    self.vram.retire(&mut state, &resource, fences.clone())
+                };
+                self.reap_when_signaled(RegionKind::Vram, ghost, &fences);
+            }
+            RegionKind::Gtt | RegionKind::System => {
+                let mut state = self.system.state.lock(&mut held);
+                state.leave(resource.region, resource.len_bytes(), resource.node);
+                drop(state);
+                self.give_back_system(resource.spans, fences, &mut held);
+            }
+        }
+    }
+
+    /// Frees system pages that are counted nowhere, behind `fences`.
+    pub(crate) fn give_back_system(
+        &self,
+        spans: Vec<Span>,
+        fences: FenceSet,
+        held: &mut Held<'_, levels::Tickets>,
+    ) {
+        if fences.is_signaled() {
+            self.free_system(spans, held);
+            return;
+        }
+        let ghost = self.system.state.lock(held).heap.give_back(spans, fences.clone());
+        self.reap_when_signaled(RegionKind::System, ghost, &fences);
+    }
+
+    /// Turns a ghost into idle memory as soon as its fences signal, on whatever thread that happens.
+    pub(crate) fn reap_when_signaled(&self, region: RegionKind, ghost: Option<GhostId>, fences: &FenceSet) {
+        let Some(ghost) = ghost else { return };
+        let manager = self.weak();
+        let reap = move || {
+            if let Some(manager) = manager.upgrade() {
+                manager.reap(region, ghost);
+            }
+        };
+        if let Err(signalled_meanwhile) = fences.on_signaled(reap) {
+            signalled_meanwhile();
+        }
+    }
+
+    fn reap(&self, region: RegionKind, ghost: GhostId) {
+        let mut held = Held::in_destructor();
+        match region {
+            RegionKind::Vram => {
+                let mut state = self.vram.state.lock(&mut held);
+                if let Some(spans) = state.heap.reap(ghost) {
+                    state.heap.free(&spans);
+                }
+            }
+            RegionKind::Gtt | RegionKind::System => {
+                let spans = self.system.state.lock(&mut held).heap.reap(ghost);
+                if let Some(spans) = spans {
+                    self.free_system(spans, &mut held);
+                }
+            }
+        }
+    }
+
+    /// Pages beyond the warm limit go back to the operating system first, while nobody else can be given them.
+    fn free_system(&self, spans: Vec<Span>, held: &mut Held<'_, levels::Tickets>) {
+        let cold = SystemRegion::to_cool(&mut self.system.state.lock(held), &spans);
+        for span in cold {
+            self.system.arena.discard(span.start_bytes, span.len_bytes);
+        }
+        self.system.state.lock(held).heap.free(&spans);
+    }
+
+    /// Counts a locked buffer's pages as the other kind of system memory. The pages stay, and so do the fences.
+    pub(crate) fn recount(
+        &self,
+        set: &mut LockSet<BufferObject>,
+        slot: Slot,
+        to: RegionKind,
+        state: &mut SystemState,
+    ) {
+        let buffer = set.object(slot).clone();
+        let resource = set.state_mut(slot).resource.as_mut().expect("only a buffer with pages is recounted");
+        state.leave(resource.region, buffer.footprint_bytes, resource.node.take());
+        resource.node = state.enter(to, &buffer);
+        resource.region = to;
+    }
+
+    /// Ends a pin.
+    pub(crate) fn unpin(&self, pin: Pin) {
+        self.with_lru(pin.region, &mut Held::in_destructor(), |lru| lru.unpin(pin.node));
+    }
+
+    /// Runs `body` on the LRU of VRAM or of GTT, under its region lock.
+    pub(crate) fn with_lru<O>(
+        &self,
+        region: RegionKind,
+        held: &mut Held<'_, levels::Tickets>,
+        body: impl FnOnce(&mut Lru) -> O,
+    ) -> O {
+        match region {
+            RegionKind::Vram => body(&mut self.vram.state.lock(held).lru),
+            RegionKind::Gtt | RegionKind::System => body(&mut self.system.state.lock(held).lru),
+        }
+    }
+
+    /// Reaps what has signalled but whose callback has not run yet, so that an idle device reads as idle.
+    pub(crate) fn reap_signalled(&self) {
+        let mut held = Held::in_destructor();
+        let vram = self.vram.state.lock(&mut held).heap.signalled_ghosts();
+        let system = self.system.state.lock(&mut held).heap.signalled_ghosts();
+        for ghost in vram {
+            self.reap(RegionKind::Vram, ghost);
+        }
+        for ghost in system {
+            self.reap(RegionKind::System, ghost);
+        }
+    }
+}
+
+/// Bytes that an eviction in progress owns: given back when it fails.
+pub(crate) fn cancel_claim(
+    manager: &Arc<Manager>,
+    buffer: u64,
+    taken: crate::region::Taken,
+    held: &mut Held<'_, levels::Tickets>,
+) {
+    let mut state = manager.vram.state.lock(held);
+    state.claims.remove(&buffer);
+    state.heap.give_back_unused(taken);
+}

@@ -1,0 +1,272 @@
+//! Validate: give a locked buffer one of the places it wants, without ever waiting for a copy.
+//!
+//! Two passes over the places, best first. The first evicts nobody and skips FALLBACK places; the second evicts and skips
+//! DESIRED ones. A place that the buffer already has ends the search, so a buffer in its second choice comes back to its
+//! first as soon as there is room, and not before.
+//!
+//! Then, in this order, so that everything that can fail comes before the point of no return:
+//!
+//! ```text
+//!   fence slots ─► space (escrowed) ─► │ queue copy ─► swap resource ─► attach fence ─► old place becomes a ghost
+//!        may fail                      │               cannot fail
+//! ```
+
+use std::sync::Arc;
+
+use devpagemap_fence::{Exec, Fence, FenceSet, Slot, Usage};
+use devpagemap_migrate::{MoveRequest, Operation, Urgency};
+
+use super::{BufferObject, Place, Placement};
+use crate::error::{Error, Result};
+use crate::manager::Manager;
+use crate::region::{Pin, RegionKind, Resource};
+use crate::stats::Counters;
+
+/// Fences that one transaction may attach to one buffer: a move, its rebind, a job, and an eviction's move and rebind.
+const FENCES_PER_BUFFER: usize = 5;
+
+/// Buffers locked together, and what can be done with them meanwhile.
+pub(crate) struct Transaction<'t, 'h> {
+    pub(crate) manager: &'t Arc<Manager>,
+    pub(crate) exec: &'t mut Exec<'h, BufferObject>,
+    /// The buffers that the caller asked for, in its order; other locked ones are victims.
+    pub(crate) members: Vec<Slot>,
+}
+
+/// Whether a pass may evict.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Free,
+    Evicting,
+}
+
+impl Pass {
+    fn considers(self, place: &Place) -> bool {
+        match self {
+            Pass::Free => !place.fallback,
+            Pass::Evicting => !place.desired,
+        }
+    }
+}
+
+/// A new place that has been found for a buffer.
+pub(crate) enum Found {
+    /// Memory of another region, and the fences of its former users.
+    Memory(Resource, FenceSet),
+    /// The same pages, counted as the other kind of system memory.
+    SamePages(RegionKind),
+}
+
+impl<'t, 'h> Transaction<'t, 'h> {
+    pub(crate) fn new(
+        manager: &'t Arc<Manager>,
+        exec: &'t mut Exec<'h, BufferObject>,
+        members: Vec<Slot>,
+    ) -> Self {
+        Transaction { manager, exec, members }
+    }
+
+    /// The slot of the caller's `index`th buffer.
+    pub(crate) fn member(&self, index: usize) -> Slot {
+        self.members[index]
+    }
+
+    pub(crate) fn resource(&self, slot: Slot) -> Option<&Resource> {
+        self.exec.set().state(slot).resource.as_ref()
+    }
+
+    /// Brings a locked buffer to one of `placement`'s places.
+    ///
+    /// # Errors
+    /// [`Error::Contended`] (restart), or why the last place could not be had. What was moved before stays moved.
+    pub(crate) fn validate(&mut self, slot: Slot, placement: &Placement) -> Result<()> {
+        let buffer = self.exec.set().object(slot).clone();
+        buffer.check_not_lost()?;
+        self.exec.set_mut().reserve_fences(slot, FENCES_PER_BUFFER)?;
+        let mut refused = None;
+        for pass in [Pass::Free, Pass::Evicting] {
+            for place in placement.places().iter().filter(|place| pass.considers(place)) {
+                if self.is_at(slot, place) {
+                    return Ok(());
+                }
+                match self.find(slot, &buffer, place, pass) {
+                    Ok(Some(found)) => {
+                        self.move_to(slot, &buffer, found);
+                        return Ok(());
+                    }
+                    Ok(None) => {}
+                    Err(Error::Contended) => return Err(Error::Contended),
+                    Err(error) => refused = Some(error),
+                }
+            }
+        }
+        Err(refused.unwrap_or_else(|| Error::InvalidPlacement {
+            why: "every place of it is wanted only without eviction, and none is free".into(),
+        }))
+    }
+
+    fn is_at(&self, slot: Slot, place: &Place) -> bool {
+        let Some(resource) = self.resource(slot) else { return false };
+        if resource.region != place.region {
+            return false;
+        }
+        if place.region != RegionKind::Vram {
+            return true;
+        }
+        let range = self.manager.vram.range_of(place);
+        let inside = resource
+            .spans
+            .iter()
+            .all(|span| span.start_bytes >= range.start && span.end_bytes() <= range.end);
+        inside && (!place.contiguous || resource.spans.len() == 1)
+    }
+
+    fn find(
+        &mut self,
+        slot: Slot,
+        buffer: &Arc<BufferObject>,
+        place: &Place,
+        pass: Pass,
+    ) -> Result<Option<Found>> {
+        self.check_not_pinned(slot, buffer)?;
+        match place.region {
+            RegionKind::Vram => {
+                self.manager.vram.check_fits(place, buffer.footprint_bytes)?;
+                if let Some(found) = self.take_free_vram(buffer, place) {
+                    return Ok(Some(found));
+                }
+                match pass {
+                    Pass::Free => Ok(None),
+                    Pass::Evicting => self.evict_for(buffer, place).map(Some),
+                }
+            }
+            RegionKind::Gtt => {
+                if !self.claim_gtt(buffer, pass)? {
+                    return Ok(None);
+                }
+                let found = self.take_system(slot, buffer, RegionKind::Gtt);
+                found.inspect_err(|_| self.give_up_gtt(buffer)).map(Some)
+            }
+            RegionKind::System => self.take_system(slot, buffer, RegionKind::System).map(Some),
+        }
+    }
+
+    fn check_not_pinned(&mut self, slot: Slot, buffer: &Arc<BufferObject>) -> Result<()> {
+        let (set, mut held) = self.exec.split();
+        let Some(resource) = set.state(slot).resource.as_ref() else { return Ok(()) };
+        let Some(node) = resource.node else { return Ok(()) };
+        let pinned = self.manager.with_lru(resource.region, &mut held, |lru| lru.is_pinned(node));
+        if pinned {
+            return Err(Error::Pinned { buffer: buffer.id(), region: resource.region });
+        }
+        Ok(())
+    }
+
+    fn take_free_vram(&mut self, buffer: &Arc<BufferObject>, place: &Place) -> Option<Found> {
+        let (_, mut held) = self.exec.split();
+        let vram = &self.manager.vram;
+        let mut state = vram.state.lock(&mut held);
+        let taken = vram.take(&mut state, place, buffer.footprint_bytes)?;
+        let resource = vram.install(&mut state, buffer, taken.spans);
+        Some(Found::Memory(resource, taken.after))
+    }
+
+    /// Pages in system memory; the ones it has, if it is there already.
+    fn take_system(&mut self, slot: Slot, buffer: &Arc<BufferObject>, region: RegionKind) -> Result<Found> {
+        let here = self.resource(slot).map(|resource| resource.region);
+        if here.is_some_and(|here| here != RegionKind::Vram) {
+            return Ok(Found::SamePages(region));
+        }
+        let (_, mut held) = self.exec.split();
+        let system = &self.manager.system;
+        let mut state = system.state.lock(&mut held);
+        let taken = system.take(&mut state, buffer.footprint_bytes)?;
+        let node = state.enter(region, buffer);
+        Ok(Found::Memory(Resource::new(region, taken.spans, node), taken.after))
+    }
+
+    /// The point of no return is behind; nothing below fails.
+    fn move_to(&mut self, slot: Slot, buffer: &Arc<BufferObject>, found: Found) {
+        match found {
+            Found::SamePages(region) => {
+                let (set, mut held) = self.exec.split();
+                let mut state = self.manager.system.state.lock(&mut held);
+                self.manager.recount(set, slot, region, &mut state);
+            }
+            Found::Memory(new, after) => self.move_bytes(slot, buffer, new, after),
+        }
+    }
+
+    fn give_up_gtt(&mut self, buffer: &Arc<BufferObject>) {
+        let (_, mut held) = self.exec.split();
+        self.manager.system.state.lock(&mut held).give_up_gtt(buffer.footprint_bytes);
+    }
+
+    /// Moves the bytes into `new` and makes the old place a ghost.
+    fn move_bytes(&mut self, slot: Slot, buffer: &Arc<BufferObject>, new: Resource, after: FenceSet) {
+        let to = new.region;
+        let (old, fence) = self.queue_bytes(slot, buffer, new, after, Urgency::Foreground);
+        self.count_restore(slot, buffer, to);
+        if let Some(old) = old {
+            self.manager.retire(old, FenceSet::from(fence));
+        }
+    }
+
+    /// Queues the copy into `new` behind all users of the buffer and of the new space, and swaps the resource. Returns the
+    /// old one, which is the caller's to give back, and the copy's fence.
+    pub(super) fn queue_bytes(
+        &mut self,
+        slot: Slot,
+        buffer: &Arc<BufferObject>,
+        new: Resource,
+        mut after: FenceSet,
+        urgency: Urgency,
+    ) -> (Option<Resource>, Fence) {
+        let needs = self.exec.set().fences(slot, Usage::Kernel);
+        after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));
+        let old = self.exec.set_mut().state_mut(slot).resource.take();
+        let operation = match &old {
+            Some(old) => Operation::Copy { src: old.extents.clone(), dst: new.extents.clone() },
+            None => Operation::Clear { dst: new.extents.clone() },
+        };
+        let request = MoveRequest { label: buffer.id(), operation, urgency, after, needs };
+        let from = old.as_ref().map(|old| old.region);
+        let fence = self.manager.queue_move(self, slot, request, from, &new);
+        self.exec.set_mut().state_mut(slot).resource = Some(new);
+        (old, fence)
+    }
+
+    fn count_restore(&mut self, slot: Slot, buffer: &Arc<BufferObject>, to: RegionKind) {
+        let state = self.exec.set_mut().state_mut(slot);
+        if to == RegionKind::Vram && std::mem::take(&mut state.evicted) {
+            Counters::count(&self.manager.counters.restores);
+            Counters::add(&self.manager.counters.restored_bytes, buffer.footprint_bytes);
+        }
+    }
+
+    /// Makes the caller's buffers the most recently used of their regions, in its order.
+    pub(crate) fn touch_members(&mut self) {
+        let (set, mut held) = self.exec.split();
+        let nodes = |region| {
+            let resources = self.members.iter().filter_map(|slot| set.state(*slot).resource.as_ref());
+            let here = resources.filter(move |resource| resource.region == region);
+            here.filter_map(|resource| resource.node).collect::<Vec<_>>()
+        };
+        for region in [RegionKind::Vram, RegionKind::Gtt] {
+            let nodes = nodes(region);
+            if !nodes.is_empty() {
+                self.manager
+                    .with_lru(region, &mut held, |lru| nodes.into_iter().for_each(|node| lru.touch(node)));
+            }
+        }
+    }
+
+    /// Keeps a member where it is until [`Manager::unpin`]. In System it needs no pin: nobody is evicted from there.
+    pub(crate) fn pin(&mut self, slot: Slot) -> Option<Pin> {
+        let (set, mut held) = self.exec.split();
+        let resource = set.state(slot).resource.as_ref()?;
+        let pin = Pin { region: resource.region, node: resource.node? };
+        self.manager.with_lru(pin.region, &mut held, |lru| lru.pin(pin.node));
+        Some(pin)
+    }
+}

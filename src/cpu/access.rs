@@ -1,0 +1,138 @@
+//! Reading and writing at an offset, wherever the bytes are just now.
+//!
+//! The reservation is held while bytes are touched, so the buffer cannot move meanwhile; it is let go while waiting, so a
+//! waiter is in nobody's way. Memory that the BAR does not show is reached through a queued copy (`bounce.rs`).
+
+use devpagemap_fence::{Held, Locked, Usage};
+use devpagemap_migrate::{ExtentList, MemoryMap};
+
+use crate::backend::DeviceMemory;
+use crate::bo::{BoState, Buffer, Placement};
+use crate::error::{Error, Result};
+
+impl Buffer {
+    /// Copies bytes out of the buffer, after all work that writes it. A buffer that was never used reads as zeros.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`], [`Error::FenceFailed`] when a move lost the bytes, [`Error::Exhausted`] when the CPU cannot see
+    /// them and there is no system memory to copy them to.
+    pub fn read_at(&self, offset_bytes: u64, into: &mut [u8]) -> Result<()> {
+        self.check_bounds(offset_bytes, into.len())?;
+        if into.is_empty() {
+            return Ok(());
+        }
+        let read = self.when_idle(Usage::Write, |state| {
+            let Some(resource) = &state.resource else {
+                into.fill(0);
+                return Ok(true);
+            };
+            let extents = resource.extents.slice(offset_bytes, into.len() as u64);
+            Ok(read_extents(&self.0.manager.cpu, &extents, into))
+        })?;
+        match read {
+            true => Ok(()),
+            false => self.read_bounced(offset_bytes, into),
+        }
+    }
+
+    /// Copies bytes into the buffer, after all work that uses it. A buffer that was never used gets system memory for it.
+    ///
+    /// # Errors
+    /// As [`Buffer::read_at`]; and [`Error::Exhausted`] when there is no memory for a buffer's first bytes.
+    pub fn write_at(&self, offset_bytes: u64, from: &[u8]) -> Result<()> {
+        self.check_bounds(offset_bytes, from.len())?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.ensure_resource()?;
+        let written = self.when_idle(Usage::Read, |state| {
+            let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
+            let extents = resource.extents.slice(offset_bytes, from.len() as u64);
+            Ok(write_extents(&self.0.manager.cpu, &extents, from))
+        })?;
+        match written {
+            true => Ok(()),
+            false => self.write_bounced(offset_bytes, from),
+        }
+    }
+
+    fn check_bounds(&self, offset_bytes: u64, len: usize) -> Result<()> {
+        let (len_bytes, size_bytes) = (len as u64, self.size().as_bytes());
+        match offset_bytes.checked_add(len_bytes) {
+            Some(end) if end <= size_bytes => Ok(()),
+            _ => Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes }),
+        }
+    }
+
+    /// Runs `body` with the reservation held and no fence up to `usage` outstanding.
+    fn when_idle<O>(&self, usage: Usage, mut body: impl FnMut(&mut BoState) -> Result<O>) -> Result<O> {
+        loop {
+            let outstanding = {
+                let mut held = Held::enter();
+                let mut state: Locked<'_, BoState> = self.0.reservation.lock(&mut held);
+                let outstanding = state.fences(usage);
+                if outstanding.is_signaled() {
+                    self.0.check_not_lost()?;
+                    return body(&mut state);
+                }
+                outstanding
+            };
+            self.0.manager.wait(&outstanding)?;
+        }
+    }
+
+    /// The first CPU access to a buffer without memory gives it system memory: the GPU's engines bring it where the GPU
+    /// wants it.
+    fn ensure_resource(&self) -> Result<()> {
+        let has_resource = {
+            let mut held = Held::enter();
+            self.0.reservation.lock(&mut held).resource.is_some()
+        };
+        if has_resource {
+            return Ok(());
+        }
+        self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
+            let slot = transaction.member(0);
+            match transaction.resource(slot) {
+                Some(_) => Ok(()),
+                None => transaction.validate(slot, &Placement::system()),
+            }
+        })
+    }
+}
+
+/// Copies what the CPU sees of `extents` into `into`; false and nothing copied when it does not see all of it.
+pub(super) fn read_extents(cpu: &DeviceMemory, extents: &ExtentList, into: &mut [u8]) -> bool {
+    let Some(pieces) = resolve(cpu, extents) else { return false };
+    let mut rest = into;
+    for (start, len) in pieces {
+        let (piece, behind) = rest.split_at_mut(len);
+        // SAFETY: resolve checked that `len` bytes from `start` are mapped memory of this device, kept alive by `cpu`. The
+        // caller holds the buffer's reservation, no writer's fence is outstanding and later ones wait for the reservation, so
+        // nobody writes these bytes. `piece` is ordinary memory of the caller's, which no device memory overlaps.
+        unsafe { std::ptr::copy_nonoverlapping(start, piece.as_mut_ptr(), len) };
+        rest = behind;
+    }
+    true
+}
+
+/// Copies `from` to what the CPU sees of `extents`; false and nothing copied when it does not see all of it.
+pub(super) fn write_extents(cpu: &DeviceMemory, extents: &ExtentList, from: &[u8]) -> bool {
+    let Some(pieces) = resolve(cpu, extents) else { return false };
+    let mut rest = from;
+    for (start, len) in pieces {
+        let (piece, behind) = rest.split_at(len);
+        // SAFETY: as in read_extents; the caller made sure that no reader's fence is outstanding either.
+        unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), start, len) };
+        rest = behind;
+    }
+    true
+}
+
+fn resolve(cpu: &DeviceMemory, extents: &ExtentList) -> Option<Vec<(*mut u8, usize)>> {
+    let piece = |extent: &devpagemap_migrate::Extent| {
+        let start = cpu.resolve(extent.addr, extent.len_bytes)?;
+        Some((start.as_ptr(), usize::try_from(extent.len_bytes).ok()?))
+    };
+    extents.iter().map(piece).collect()
+}

@@ -1,0 +1,103 @@
+//! CPU maps: a buffer that stays put where the CPU sees it.
+
+use crate::bo::Buffer;
+use crate::error::{Error, Result};
+use crate::region::{Pin, RegionKind};
+use crate::stats::Counters;
+
+/// A buffer mapped for the CPU. While one exists, the buffer is pinned where the CPU sees it.
+///
+/// It was brought into the visible part of VRAM where its placement allows that, or stays in system memory; what could not be had is
+/// told by [`CpuMap::fell_back`].
+#[derive(Debug)]
+pub struct CpuMap {
+    buffer: Buffer,
+    pin: Option<Pin>,
+    fell_back: Option<&'static str>,
+}
+
+impl Buffer {
+    /// Maps the buffer for the CPU, and waits until its bytes have arrived.
+    ///
+    /// # Errors
+    /// [`Error::Pinned`] when it is pinned where the CPU cannot see it, [`Error::FenceFailed`] when its bytes are lost or work on it
+    /// failed, [`Error::Exhausted`] when neither visible VRAM nor system memory can be had.
+    pub fn map(&self) -> Result<CpuMap> {
+        let manager = &self.0.manager;
+        let visible = self.0.placement().for_cpu();
+        let (pin, fell_back) = manager.transact(std::slice::from_ref(&self.0), |transaction| {
+            let slot = transaction.member(0);
+            let fell_back = match transaction.validate(slot, &visible) {
+                Ok(()) => None,
+                Err(refused) => {
+                    let reason = fallback_reason(&refused).ok_or(refused)?;
+                    transaction.validate(slot, &crate::bo::Placement::system())?;
+                    Some(reason)
+                }
+            };
+            transaction.touch_members();
+            Ok((transaction.pin(slot), fell_back))
+        })?;
+        Counters::count(&manager.counters.cpu_maps);
+        if let Some(reason) = fell_back {
+            Counters::count(&manager.counters.bar_fallbacks);
+            manager.reasons.count(reason, &mut devpagemap_fence::Held::in_destructor());
+            tracing::debug!(buffer = self.id(), reason, "a CPU map fell back to system memory");
+        }
+        let map = CpuMap { buffer: self.clone(), pin, fell_back };
+        self.wait()?;
+        Ok(map)
+    }
+}
+
+/// Why a map may go to system memory instead; `None` for errors that system memory would not cure.
+fn fallback_reason(refused: &Error) -> Option<&'static str> {
+    match refused {
+        Error::TooLarge { region: RegionKind::Vram, .. } => {
+            Some("cpu map: larger than the visible part of VRAM; served from system memory")
+        }
+        Error::Exhausted { region: RegionKind::Vram, .. } => {
+            Some("cpu map: the visible part of VRAM is exhausted; served from system memory")
+        }
+        Error::Fragmented { region: RegionKind::Vram, .. } => {
+            Some("cpu map: the visible part of VRAM is fragmented; served from system memory")
+        }
+        _ => None,
+    }
+}
+
+impl CpuMap {
+    /// Why the bytes are in system memory although the placement wanted visible VRAM; `None` when they are where it wanted.
+    pub fn fell_back(&self) -> Option<&str> {
+        self.fell_back
+    }
+
+    /// The mapped buffer.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// Reads through the map, after all work that writes the buffer.
+    ///
+    /// # Errors
+    /// As [`Buffer::read_at`].
+    pub fn read(&self, offset_bytes: u64, into: &mut [u8]) -> Result<()> {
+        self.buffer.read_at(offset_bytes, into)
+    }
+
+    /// Writes through the map, after all work that uses the buffer.
+    ///
+    /// # Errors
+    /// As [`Buffer::write_at`].
+    pub fn write(&self, offset_bytes: u64, from: &[u8]) -> Result<()> {
+        self.buffer.write_at(offset_bytes, from)
+    }
+}
+
+impl Drop for CpuMap {
+    fn drop(&mut self) {
+        if let Some(pin) = self.pin.take() {
+            self.buffer.0.manager.unpin(pin);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A device: one GPU's memory, built from a driver and sizes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use devpagemap_fence::Watchdog;
+use devpagemap_migrate::MoveQueue;
+
+use crate::backend::{Arena, DeviceMemory};
+use crate::bo::{BufferBuilder, EvictionPolicy};
+use crate::driver::{Driver, MemoryLayout};
+use crate::error::{Error, Result};
+use crate::manager::{Manager, Parts};
+use crate::region::{SystemRegion, VramRegion};
+use crate::size::Size;
+use crate::stats::Stats;
+use crate::submit::Submission;
+
+/// One GPU's memory. Clones are the same device; it lives as long as a clone or a buffer of it.
+pub struct Device<D> {
+    manager: Arc<Manager>,
+    driver: Arc<D>,
+}
+
+impl<D> Clone for Device<D> {
+    fn clone(&self) -> Device<D> {
+        Device { manager: self.manager.clone(), driver: self.driver.clone() }
+    }
+}
+
+impl<D> fmt::Debug for Device<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").field("manager", &self.manager).finish_non_exhaustive()
+    }
+}
+
+impl<D: Driver> Device<D> {
+    /// Describes a device around `driver`.
+    pub fn builder(driver: D) -> DeviceBuilder<D> {
+        DeviceBuilder {
+            driver,
+            vram: Size::default(),
+            visible: None,
+            gtt: Size::gib(4),
+            system: None,
+            policy: EvictionPolicy::default(),
+        }
+    }
+
+    /// The driver it was built around.
+    pub fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    /// Describes a buffer of `size`.
+    pub fn buffer(&self, size: Size) -> BufferBuilder {
+        BufferBuilder::new(self.manager.clone(), size)
+    }
+
+    /// Starts describing work for the GPU.
+    pub fn submit(&self) -> Submission<D> {
+        Submission::new(self.manager.clone(), self.driver.clone())
+    }
+
+    /// Waits until everything that was submitted or queued before this call is done, well or not.
+    pub fn wait_idle(&self) {
+        self.manager.wait_idle();
+    }
+
+    /// What the device has done so far and holds now.
+    pub fn stats(&self) -> Stats {
+        self.manager.stats()
+    }
+
+    /// How its memory is laid out.
+    pub fn layout(&self) -> MemoryLayout {
+        MemoryLayout {
+            vram_bytes: self.manager.vram.size_bytes,
+            visible_bytes: self.manager.vram.visible_bytes,
+            gtt_bytes: self.manager.system.gtt_bytes,
+        }
+    }
+}
+
+/// Sizes and policy of a device to be built.
+#[must_use = "a builder builds nothing until `build`"]
+#[derive(Debug)]
+pub struct DeviceBuilder<D> {
+    driver: D,
+    vram: Size,
+    visible: Option<Size>,
+    gtt: Size,
+    system: Option<Size>,
+    policy: EvictionPolicy,
+}
+
+impl<D: Driver> DeviceBuilder<D> {
+    /// The size of VRAM, in whole pages. Without it there is none, and `build` refuses.
+    pub fn vram(self, size: Size) -> DeviceBuilder<D> {
+        DeviceBuilder { vram: size, ..self }
+    }
+
+    /// How much of VRAM the CPU sees, from its start: the BAR. All of it, unless told otherwise.
+    pub fn visible(self, size: Size) -> DeviceBuilder<D> {
+        DeviceBuilder { visible: Some(size), ..self }
+    }
+
+    /// How much system memory the GPU may reach at once; 4 GiB unless told otherwise.
+    pub fn gtt(self, size: Size) -> DeviceBuilder<D> {
+        DeviceBuilder { gtt: size, ..self }
+    }
+
+    /// How much system memory buffers may use, GTT included; as much as the machine has, unless told otherwise.
+    pub fn system(self, size: Size) -> DeviceBuilder<D> {
+        DeviceBuilder { system: Some(size), ..self }
+    }
+
+    /// Who is evicted.
+    pub fn policy(self, policy: EvictionPolicy) -> DeviceBuilder<D> {
+        DeviceBuilder { policy, ..self }
+    }
+
+    /// Maps the memory and starts the engines.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSize`] for sizes that are zero or not whole pages, [`Error::Io`] when the system refuses, and whatever the
+    /// driver says.
+    pub fn build(self) -> Result<Device<D>> {
+        let vram_bytes = self.vram.as_bytes();
+        let visible_bytes = checked_visible(self.visible.unwrap_or(self.vram), vram_bytes)?;
+        let vram = VramRegion::new(vram_bytes, visible_bytes)?;
+        let layout = MemoryLayout { vram_bytes, visible_bytes, gtt_bytes: self.gtt.as_bytes() };
+        let system_bytes = match self.system {
+            Some(size) => size.as_bytes(),
+            None => machine_memory_bytes(),
+        };
+        let arena = Arc::new(Arena::private(system_bytes)?);
+        let system = SystemRegion::new(arena.clone(), layout.gtt_bytes)?;
+        let driver = Arc::new(self.driver);
+        let cpu = DeviceMemory::new(driver.map_vram(&layout)?, visible_bytes, arena);
+        let mut queue = MoveQueue::builder();
+        for engine in driver.copy_engines(&cpu)? {
+            queue = queue.engine(engine);
+        }
+        if let Some(engine) = driver.fallback_engine(&cpu) {
+            queue = queue.fallback(engine);
+        }
+        let manager = Manager::new(Parts {
+            driver: driver.clone(),
+            vram,
+            system,
+            cpu,
+            policy: self.policy,
+            queue: queue.build(),
+            watchdog: Watchdog::start(),
+        });
+        Ok(Device { manager, driver })
+    }
+}
+
+fn checked_visible(visible: Size, vram_bytes: u64) -> Result<u64> {
+    let bytes = visible.as_bytes();
+    let error = |why| Err(Error::InvalidSize { what: "the visible part of VRAM", bytes, why });
+    if bytes > vram_bytes {
+        return error("is more than there is VRAM");
+    }
+    if !bytes.is_multiple_of(devpagemap_allocator::PAGE_BYTES) {
+        return error("is not a number of whole 4096-byte pages");
+    }
+    Ok(bytes)
+}
+
+fn machine_memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    let bytes = info.totalram as u64 * u64::from(info.mem_unit);
+    bytes.next_multiple_of(devpagemap_allocator::PAGE_BYTES)
+}

@@ -1,0 +1,94 @@
+//! What a driver prototype implements.
+
+use std::sync::Arc;
+
+use devpagemap_fence::{Fence, FenceSet};
+use devpagemap_migrate::{CopyEngine, CpuEngine, ExtentList, MemoryMap};
+
+use crate::backend::DeviceMemory;
+use crate::error::Result;
+use crate::region::RegionKind;
+
+/// How a device's memory is laid out, as its builder was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLayout {
+    /// Size of VRAM.
+    pub vram_bytes: u64,
+    /// How much of it the CPU sees, from its start: the size of the BAR.
+    pub visible_bytes: u64,
+    /// How much system memory the GPU may reach at once.
+    pub gtt_bytes: u64,
+}
+
+/// A buffer that has just been given a new place; the copy is queued, not done.
+#[derive(Debug)]
+pub struct Moved<'a> {
+    pub(crate) buffer: u64,
+    pub(crate) from: Option<RegionKind>,
+    pub(crate) to: RegionKind,
+    pub(crate) extents: &'a ExtentList,
+    pub(crate) after: &'a FenceSet,
+}
+
+impl Moved<'_> {
+    /// The buffer's id.
+    pub fn buffer(&self) -> u64 {
+        self.buffer
+    }
+
+    /// Where it was; `None` when this is its first place.
+    pub fn from(&self) -> Option<RegionKind> {
+        self.from
+    }
+
+    /// Where it is now.
+    pub fn to(&self) -> RegionKind {
+        self.to
+    }
+
+    /// The addresses it has now.
+    pub fn extents(&self) -> &ExtentList {
+        self.extents
+    }
+
+    /// What signals when its bytes have arrived.
+    pub fn after(&self) -> &FenceSet {
+        self.after
+    }
+}
+
+/// A GPU as the memory manager needs it. Every method but one has a default.
+///
+/// The manager calls these with reservations held, never with an inner lock; an implementation may use fences and its own
+/// locks, and must not call back into the device.
+pub trait Driver: Send + Sync + 'static {
+    /// Who copies. Called once, when the device is built; `memory` is all that the CPU sees of the device's memory.
+    ///
+    /// # Errors
+    /// Whatever keeps the engines from starting; the device is then not built.
+    fn copy_engines(&self, memory: &DeviceMemory) -> Result<Vec<Arc<dyn CopyEngine>>>;
+
+    /// Makes VRAM reachable for the CPU. Called once, before [`Driver::copy_engines`]. `None`: the CPU sees none of it.
+    ///
+    /// # Errors
+    /// Whatever keeps VRAM from being mapped; the device is then not built.
+    fn map_vram(&self, layout: &MemoryLayout) -> Result<Option<Arc<dyn MemoryMap>>> {
+        let _ = layout;
+        Ok(None)
+    }
+
+    /// Who copies when no engine can: by default the CPU, which reaches what it sees.
+    fn fallback_engine(&self, memory: &DeviceMemory) -> Option<Arc<dyn CopyEngine>> {
+        Some(CpuEngine::new("cpu", Arc::new(memory.clone())))
+    }
+
+    /// Points the GPU's page tables at a buffer's new place. Queue it behind `moved.after()`, do not wait; whoever uses the
+    /// buffer next waits for the returned fence. Evictions call it too.
+    ///
+    /// # Errors
+    /// An error poisons the buffer: its next user gets it as the failure of a fence.
+    fn rebind(&self, moved: &Moved<'_>) -> Result<Option<Fence>> {
+        let _ = moved;
+        Ok(None)
+    }
+}

@@ -1,0 +1,171 @@
+//! One error enum for the whole library. Every variant carries its operands, and its text names the cause.
+
+use std::fmt;
+use std::sync::Arc;
+
+use devpagemap_fence::{Contended, FenceError, SlotsExhausted};
+
+use crate::region::RegionKind;
+use crate::size::Size;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something could not be done. Nothing was changed unless the variant says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A reservation is held by somebody older. Never seen by users of the public API: the transaction restarts.
+    Contended,
+    /// The region cannot hold what was asked for, even after evicting all that may be evicted.
+    Exhausted {
+        /// Which region.
+        region: RegionKind,
+        /// Bytes asked for.
+        wanted_bytes: u64,
+        /// Bytes that were free, or could have been freed.
+        free_bytes: u64,
+        /// Bytes that may not move.
+        pinned_bytes: u64,
+        /// Bytes that the same submission itself keeps there.
+        held_bytes: u64,
+    },
+    /// There is enough room, but not in one piece, and no eviction can make the piece.
+    Fragmented {
+        /// Which region.
+        region: RegionKind,
+        /// Bytes asked for, contiguously.
+        wanted_bytes: u64,
+        /// The largest piece there is.
+        largest_bytes: u64,
+    },
+    /// Larger than the range it must lie in: no eviction could help.
+    TooLarge {
+        /// Which region.
+        region: RegionKind,
+        /// Bytes asked for.
+        wanted_bytes: u64,
+        /// Bytes in the range.
+        limit_bytes: u64,
+    },
+    /// A size of zero, or one that overflows when rounded up to whole pages.
+    InvalidSize {
+        /// What has this size.
+        what: &'static str,
+        /// The size.
+        bytes: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A placement that cannot be: no place at all, or a range that the region does not have.
+    InvalidPlacement {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An access beyond the end of a buffer.
+    OutOfBounds {
+        /// Where the access starts.
+        offset_bytes: u64,
+        /// How long it is.
+        len_bytes: u64,
+        /// How long the buffer is.
+        size_bytes: u64,
+    },
+    /// The buffer is pinned where it is, and would have to move.
+    Pinned {
+        /// The buffer.
+        buffer: u64,
+        /// Where it is pinned.
+        region: RegionKind,
+    },
+    /// The same buffer belongs to another device.
+    ForeignBuffer {
+        /// The buffer.
+        buffer: u64,
+    },
+    /// A buffer has more outstanding fences than it can keep.
+    FenceSlots(SlotsExhausted),
+    /// A fence that had to be waited for carries an error.
+    FenceFailed(FenceError),
+    /// The driver refused.
+    Driver {
+        /// What it was asked to do.
+        action: &'static str,
+        /// What it said.
+        reason: Arc<str>,
+    },
+    /// The operating system refused.
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// How many bytes it was about.
+        bytes: u64,
+        /// The system's error number.
+        errno: i32,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: &u64| Size::bytes(*bytes);
+        match self {
+            Error::Contended => {
+                write!(f, "contended: a reservation is held by an older transaction; restart")
+            }
+            Error::Exhausted { region, wanted_bytes, free_bytes, pinned_bytes, held_bytes } => write!(
+                f,
+                "{region} exhausted: wanted {wanted_bytes} bytes ({}), of which {free_bytes} can be had; \
+                 {pinned_bytes} are pinned and {held_bytes} are held by the same submission",
+                size(wanted_bytes)
+            ),
+            Error::Fragmented { region, wanted_bytes, largest_bytes } => write!(
+                f,
+                "{region} fragmented: wanted {wanted_bytes} contiguous bytes ({}), the largest piece is {largest_bytes}",
+                size(wanted_bytes)
+            ),
+            Error::TooLarge { region, wanted_bytes, limit_bytes } => write!(
+                f,
+                "too large for {region}: wanted {wanted_bytes} bytes ({}), the limit is {limit_bytes}",
+                size(wanted_bytes)
+            ),
+            Error::InvalidSize { what, bytes, why } => {
+                write!(f, "invalid size of {what}: {bytes} bytes {why}")
+            }
+            Error::InvalidPlacement { why } => write!(f, "invalid placement: {why}"),
+            Error::OutOfBounds { offset_bytes, len_bytes, size_bytes } => write!(
+                f,
+                "out of bounds: {len_bytes} bytes at offset {offset_bytes} of a buffer of {size_bytes} bytes"
+            ),
+            Error::Pinned { buffer, region } => {
+                write!(f, "buffer {buffer} is pinned in {region} and may not move")
+            }
+            Error::ForeignBuffer { buffer } => write!(f, "buffer {buffer} belongs to another device"),
+            Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
+            Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),
+            Error::Driver { action, reason } => write!(f, "the driver could not {action}: {reason}"),
+            Error::Io { action, bytes, errno } => {
+                write!(f, "could not {action} ({bytes} bytes): {}", std::io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Contended> for Error {
+    fn from(_: Contended) -> Error {
+        Error::Contended
+    }
+}
+
+impl From<FenceError> for Error {
+    fn from(error: FenceError) -> Error {
+        Error::FenceFailed(error)
+    }
+}
+
+impl From<SlotsExhausted> for Error {
+    fn from(error: SlotsExhausted) -> Error {
+        Error::FenceSlots(error)
+    }
+}

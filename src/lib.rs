@@ -1,0 +1,81 @@
+//! A GPU memory manager for driver prototypes in user space.
+//!
+//! You bring a [`Driver`]: who copies, how the GPU's tables are pointed at a buffer. devpagemap brings what TTM,
+//! `drm_buddy`, `drm_exec`, `dma_resv` and `dma_fence` are to a kernel driver: VRAM with a CPU-visible part, buffers that are
+//! evicted and brought back without losing a byte, copies that are queued and never waited for.
+//!
+//! # A tour
+//!
+//! ```
+//! use devpagemap::{Device, Place, Size, SoftwareGpu};
+//!
+//! # fn main() -> devpagemap::Result<()> {
+//! // The software GPU is the embedded driver: VRAM is a memfd, engines are threads.
+//! let device = Device::builder(SoftwareGpu::builder().build()?).vram(Size::mib(8)).visible(Size::mib(2)).build()?;
+//!
+//! // Three buffers of 4 MiB do not fit into 8 MiB of VRAM together.
+//! let buffers = (0..3).map(|_| device.buffer(Size::mib(4)).prefer(Place::VRAM).create()).collect::<Result<Vec<_>, _>>()?;
+//! for (value, buffer) in (1u8..).zip(&buffers) {
+//!     device.submit().writes(buffer).run(|gpu, job| {
+//!         let extents = job.extents(buffer);
+//!         gpu.run(job, move |memory| {
+//!             memory.write(&extents, |_, bytes| bytes.fill(value));
+//!             Ok(())
+//!         })
+//!     })?;
+//! }
+//!
+//! // The first was evicted for the third. Its bytes are all there.
+//! assert_eq!(device.stats().evictions, 1);
+//! let mut bytes = vec![0; 4 << 20];
+//! buffers[0].read_at(0, &mut bytes)?;
+//! assert!(bytes.iter().all(|byte| *byte == 1));
+//! // Submitting and evicting waited for nothing; reading did.
+//! assert_eq!(device.stats().cpu_waits_in_validate, 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where things are
+//!
+//! | you want | look at |
+//! |---|---|
+//! | to describe a GPU | [`Driver`], [`SoftwareGpu`] |
+//! | a device of some size | [`Device::builder`] |
+//! | a buffer, and where it may live | [`Device::buffer`], [`Place`] |
+//! | to run work on buffers | [`Device::submit`], [`Job`] |
+//! | to reach bytes from the CPU | [`Buffer::read_at`], [`Buffer::write_at`], [`Buffer::map`] |
+//! | to know what happened, and why | [`Device::stats`], [`Error`] |
+//!
+//! # Locks
+//!
+//! Who uses this API never sees a lock. Inside, one declared order holds (see [`fence::levels`]): reservations of buffers,
+//! then a region, then the move queue, then timelines; what breaks it does not compile, or panics in debug builds.
+
+mod backend;
+mod bo;
+mod cpu;
+mod device;
+mod driver;
+mod error;
+mod manager;
+mod region;
+mod size;
+mod stats;
+mod submit;
+
+pub use backend::{DeviceMemory, JobMemory, SoftwareGpu, SoftwareGpuBuilder};
+pub use bo::{Buffer, BufferBuilder, EvictionPolicy, Place, Placement};
+pub use cpu::CpuMap;
+pub use device::{Device, DeviceBuilder};
+pub use driver::{Driver, MemoryLayout, Moved};
+pub use error::{Error, Result};
+pub use region::{PRIORITIES, RegionKind};
+pub use size::Size;
+pub use stats::Stats;
+pub use submit::{Access, Job, Submission};
+
+pub use devpagemap_fence as fence;
+pub use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};
+pub use devpagemap_migrate as migrate;
+pub use devpagemap_migrate::{Addr, CopyEngine, Extent, ExtentList, MemoryMap};

@@ -1,0 +1,254 @@
+//! What the buffers of one device share: its regions, its move queue, its driver, its counters.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use devpagemap_fence::{
+    Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Usage, Watchdog, blocking_waits, levels,
+};
+use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
+
+use crate::backend::DeviceMemory;
+use crate::bo::{BufferObject, EvictionPolicy, Placement, Transaction};
+use crate::driver::{Driver, Moved};
+use crate::error::{Error, Result};
+use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
+use crate::stats::{Counters, Reasons, Stats};
+
+/// The inner side of a [`Device`](crate::Device). Buffers keep it alive.
+pub(crate) struct Manager {
+    /// For fence callbacks, which must not keep the device alive. Constant.
+    this: Weak<Manager>,
+    /// Constant.
+    pub(crate) driver: Arc<dyn Driver>,
+    /// Constant; its state under its region lock.
+    pub(crate) vram: VramRegion,
+    /// Constant; its state under its region lock.
+    pub(crate) system: SystemRegion,
+    /// What the CPU sees. Constant.
+    pub(crate) cpu: DeviceMemory,
+    /// Constant.
+    pub(crate) policy: EvictionPolicy,
+    /// Its own locks.
+    pub(crate) queue: MoveQueue,
+    /// The last fence of every timeline that was ever queued to: what an idle device has behind it.
+    outstanding: Lock<levels::MoveQueue, FenceSet>,
+    /// Atomics.
+    pub(crate) counters: Counters,
+    /// Its own lock.
+    pub(crate) reasons: Reasons,
+    /// The next buffer's id. Atomic.
+    next_buffer_id: AtomicU64,
+    /// Looks after timeouts. Its own thread.
+    _watchdog: Watchdog,
+}
+
+/// The parts that a device's builder puts together.
+pub(crate) struct Parts {
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) vram: VramRegion,
+    pub(crate) system: SystemRegion,
+    pub(crate) cpu: DeviceMemory,
+    pub(crate) policy: EvictionPolicy,
+    pub(crate) queue: MoveQueue,
+    pub(crate) watchdog: Watchdog,
+}
+
+impl Manager {
+    pub(crate) fn new(parts: Parts) -> Arc<Manager> {
+        parts.watchdog.watch(parts.queue.watched());
+        Arc::new_cyclic(|this| Manager {
+            this: this.clone(),
+            driver: parts.driver,
+            vram: parts.vram,
+            system: parts.system,
+            cpu: parts.cpu,
+            policy: parts.policy,
+            queue: parts.queue,
+            outstanding: Lock::new("outstanding fences", FenceSet::new()),
+            counters: Counters::default(),
+            reasons: Reasons::new(),
+            next_buffer_id: AtomicU64::new(1),
+            _watchdog: parts.watchdog,
+        })
+    }
+
+    pub(crate) fn weak(&self) -> Weak<Manager> {
+        self.this.clone()
+    }
+
+    pub(crate) fn next_buffer_id(&self) -> u64 {
+        self.next_buffer_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// The reason of the last place, when none of them could hold `len_bytes` even if everything else were gone.
+    pub(crate) fn check_fits_somewhere(&self, placement: &Placement, len_bytes: u64) -> Result<()> {
+        let mut refused = Ok(());
+        for place in placement.places() {
+            refused = match place.region() {
+                RegionKind::Vram => self.vram.check_fits(place, len_bytes),
+                RegionKind::Gtt => check_limit(RegionKind::Gtt, len_bytes, self.system.gtt_bytes),
+                RegionKind::System => {
+                    check_limit(RegionKind::System, len_bytes, self.system.arena.len_bytes())
+                }
+            };
+            if refused.is_ok() {
+                return Ok(());
+            }
+        }
+        refused
+    }
+
+    /// Locks `buffers`, all or none, and runs `body` with them; again from the start when an older transaction holds what
+    /// it needs. Waits for nothing but reservations.
+    pub(crate) fn transact<O>(
+        self: &Arc<Self>,
+        buffers: &[Arc<BufferObject>],
+        mut body: impl FnMut(&mut Transaction<'_, '_>) -> Result<O>,
+    ) -> Result<O> {
+        let waits_before = blocking_waits();
+        let mut held = Held::enter();
+        let mut exec = Exec::new(&mut held);
+        let result = exec.run(|exec| {
+            let members = buffers.iter().map(|buffer| exec.lock(buffer)).collect::<Result<Vec<_>, _>>()?;
+            body(&mut Transaction::new(self, exec, members))
+        });
+        Counters::add(&self.counters.contended_restarts, u64::from(exec.restarts()));
+        drop(exec);
+        Counters::add(&self.counters.cpu_waits_in_validate, blocking_waits() - waits_before);
+        debug_assert!(!matches!(result, Err(Error::Contended)), "a contended transaction restarts");
+        result
+    }
+
+    /// Queues a move of the buffer in `slot`, attaches its fence and points the GPU at the new place. Cannot fail: what goes wrong
+    /// from here on is an error of the fence.
+    pub(crate) fn queue_move(
+        &self,
+        transaction: &mut Transaction<'_, '_>,
+        slot: Slot,
+        request: MoveRequest,
+        from: Option<RegionKind>,
+        new: &Resource,
+    ) -> Fence {
+        let buffer = transaction.exec.set().object(slot).clone();
+        match &request.operation {
+            Operation::Copy { .. } => {
+                Counters::count(&self.counters.moves);
+                Counters::add(&self.counters.moved_bytes, buffer.footprint_bytes);
+            }
+            Operation::Clear { .. } => Counters::add(&self.counters.cleared_bytes, buffer.footprint_bytes),
+        }
+        let (set, mut held) = transaction.exec.split();
+        let fence = self.queue.submit(request, &mut held);
+        self.remember(&fence, &mut held);
+        let lost = Arc::downgrade(&buffer);
+        // Err: it has signalled already, so its status is known here.
+        if fence.on_signal(move |result| note_loss(&lost, result)).is_err() {
+            note_loss(&Arc::downgrade(&buffer), fence.status().unwrap_or(Ok(())));
+        }
+        set.add_fence(slot, fence.clone(), Usage::Kernel);
+        let after = FenceSet::from(fence.clone());
+        let moved = Moved { buffer: buffer.id(), from, to: new.region, extents: &new.extents, after: &after };
+        match self.driver.rebind(&moved) {
+            Ok(None) => {}
+            Ok(Some(rebound)) => set.add_fence(slot, rebound, Usage::Kernel),
+            Err(error) => note_loss(
+                &Arc::downgrade(&buffer),
+                Err(FenceError::Failed { reason: error.to_string().into() }),
+            ),
+        }
+        tracing::debug!(
+            buffer = buffer.id(),
+            from = from.map(|region| region.to_string()),
+            to = %new.region,
+            bytes = buffer.footprint_bytes,
+            "move queued"
+        );
+        fence
+    }
+
+    /// Makes `fence` something that an idle device has behind it.
+    pub(crate) fn remember(&self, fence: &Fence, held: &mut Held<'_, levels::Tickets>) {
+        self.outstanding.lock(held).add(fence.clone());
+    }
+
+    /// Waits on the CPU, and counts it.
+    ///
+    /// # Errors
+    /// [`Error::FenceFailed`] with the first failure.
+    pub(crate) fn wait(&self, fences: &FenceSet) -> Result<()> {
+        if fences.is_signaled() {
+            return fences.first_error().map_or(Ok(()), |error| Err(error.into()));
+        }
+        let start = Instant::now();
+        let result = fences.wait();
+        Counters::count(&self.counters.fence_waits);
+        Counters::add(&self.counters.cpu_wait_ns, start.elapsed().as_nanos() as u64);
+        Ok(result?)
+    }
+
+    /// Waits until everything that was queued before this call is done, whatever its result.
+    pub(crate) fn wait_idle(&self) {
+        let outstanding = self.outstanding.lock(&mut Held::enter()).clone();
+        // A failed job or move is its buffers' business; here only the end counts.
+        let _its_own_affair = self.wait(&outstanding);
+        self.reap_signalled();
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut held = Held::enter();
+        let moves = self.queue.stats();
+        let mut stats = self.counters.snapshot();
+        stats.copy_busy_ns = moves.busy_ns;
+        stats.fallback_bytes = moves.fallback_bytes;
+        stats.reasons = self.reasons.snapshot(&mut held);
+        stats.reasons.extend(moves.reasons);
+        {
+            let state = self.vram.state.lock(&mut held);
+            stats.vram_used_bytes = state.used_bytes;
+            stats.vram_peak_bytes = state.peak_bytes;
+            stats.vram_pending_bytes = state.heap.ghost_bytes();
+            stats.vram_ghosts = state.heap.ghost_count() as u64;
+            stats.vram_pinned_bytes = state.lru.pinned_bytes();
+        }
+        let state = self.system.state.lock(&mut held);
+        stats.gtt_used_bytes = state.gtt_used_bytes;
+        stats.system_used_bytes = state.system_used_bytes;
+        stats.system_pending_bytes = state.heap.ghost_bytes();
+        stats
+    }
+}
+
+impl std::fmt::Debug for Manager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manager")
+            .field("vram_bytes", &self.vram.size_bytes)
+            .field("visible_bytes", &self.vram.visible_bytes)
+            .field("gtt_bytes", &self.system.gtt_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        // Copies in flight write into memory that is unmapped right after this.
+        self.queue.drain();
+    }
+}
+
+/// Remembers the first failure that made a buffer unusable.
+fn note_loss(buffer: &Weak<BufferObject>, result: Result<(), FenceError>) {
+    let (Err(error), Some(buffer)) = (result, buffer.upgrade()) else { return };
+    tracing::error!(buffer = buffer.id(), %error, "a move failed for good; the buffer's bytes are lost");
+    // A second failure adds nothing: the bytes were lost with the first.
+    let _first_wins = buffer.lost.set(error);
+}
+
+fn check_limit(region: RegionKind, wanted_bytes: u64, limit_bytes: u64) -> Result<()> {
+    if wanted_bytes > limit_bytes {
+        return Err(Error::TooLarge { region, wanted_bytes, limit_bytes });
+    }
+    Ok(())
+}

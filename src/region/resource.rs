@@ -1,0 +1,48 @@
+//! The piece of a region that holds a buffer's bytes now.
+
+use devpagemap_allocator::Span;
+use devpagemap_migrate::{Addr, Extent, ExtentList, SysAddr, VramAddr};
+
+use super::{NodeKey, RegionKind};
+
+/// Memory that one buffer owns in one region. It must be handed back to its region; the owner is the buffer's state,
+/// under its reservation.
+#[derive(Debug)]
+pub(crate) struct Resource {
+    /// Which region it belongs to. Changes only between GTT and System, which share their pages.
+    pub(crate) region: RegionKind,
+    /// In address order. Constant.
+    pub(crate) spans: Vec<Span>,
+    /// The same bytes as addresses that engines understand. Constant.
+    pub(crate) extents: ExtentList,
+    /// Its place in the region's LRU; `None` in System, which nobody is evicted from. The reservation.
+    pub(crate) node: Option<NodeKey>,
+}
+
+impl Resource {
+    pub(crate) fn new(region: RegionKind, spans: Vec<Span>, node: Option<NodeKey>) -> Resource {
+        let mut extents = ExtentList::new();
+        for span in &spans {
+            let addr = match region {
+                RegionKind::Vram => Addr::Vram(VramAddr(span.start_bytes)),
+                RegionKind::Gtt | RegionKind::System => Addr::System(SysAddr(span.start_bytes)),
+            };
+            extents.push(Extent { addr, len_bytes: span.len_bytes });
+        }
+        Resource { region, spans, extents, node }
+    }
+
+    pub(crate) fn len_bytes(&self) -> u64 {
+        self.spans.iter().map(|span| span.len_bytes).sum()
+    }
+
+    /// The end of its highest piece.
+    pub(crate) fn end_bytes(&self) -> u64 {
+        self.spans.last().map_or(0, Span::end_bytes)
+    }
+
+    /// Whether all of it lies within the first `visible_bytes` of VRAM, or in system memory.
+    pub(crate) fn is_cpu_visible(&self, visible_bytes: u64) -> bool {
+        self.region != RegionKind::Vram || self.end_bytes() <= visible_bytes
+    }
+}

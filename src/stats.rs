@@ -1,0 +1,137 @@
+//! What a device counts. Every fallback is counted with its reason.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use devpagemap_fence::{Held, Lock, levels};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Running totals. Each is its own atomic: they are statistics, and order nothing.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        /// What a device has done so far, and what it holds now. Sizes in bytes, times in ns.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+            /// How long copy engines were busy, summed over engines.
+            pub copy_busy_ns: u64,
+            /// Bytes that went through the CPU because no engine could copy them.
+            pub fallback_bytes: u64,
+            /// Bytes of VRAM that buffers own now.
+            pub vram_used_bytes: u64,
+            /// The most bytes of VRAM that buffers ever owned at once.
+            pub vram_peak_bytes: u64,
+            /// Bytes of VRAM that are free behind a fence.
+            pub vram_pending_bytes: u64,
+            /// Moved and destroyed buffers whose old place in VRAM is not idle yet.
+            pub vram_ghosts: u64,
+            /// Bytes of VRAM that are pinned.
+            pub vram_pinned_bytes: u64,
+            /// Bytes of GTT that buffers own now.
+            pub gtt_used_bytes: u64,
+            /// Bytes of System that buffers own now.
+            pub system_used_bytes: u64,
+            /// Bytes of system memory that are free behind a fence.
+            pub system_pending_bytes: u64,
+            /// Why a fallback happened, and how often.
+            pub reasons: BTreeMap<String, u64>,
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats { $($name: self.$name.load(Ordering::Relaxed),)* ..Stats::default() }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Buffers created.
+    allocs,
+    /// Buffers destroyed.
+    frees,
+    /// Bytes of the buffers that exist now, as they were asked for.
+    live_bo_bytes,
+    /// The most that `live_bo_bytes` has been.
+    live_bo_peak_bytes,
+    /// Buffers moved out of a region to make room.
+    evictions,
+    /// Their bytes.
+    evicted_bytes,
+    /// Buffers moved from GTT to System to make room; their pages stay, nothing is copied.
+    gtt_demotions,
+    /// Evicted buffers that came back to VRAM.
+    restores,
+    /// Their bytes.
+    restored_bytes,
+    /// Copies queued because a buffer moved: evictions, restores and first placements of what the CPU wrote.
+    moves,
+    /// Their bytes.
+    moved_bytes,
+    /// Bytes cleared because a buffer got its first place.
+    cleared_bytes,
+    /// Bytes that the CPU reached only through a copy, because the BAR does not show them.
+    bounced_bytes,
+    /// CPU maps that could not be served from visible VRAM.
+    bar_fallbacks,
+    /// CPU maps.
+    cpu_maps,
+    /// How often a CPU thread had to wait for a fence.
+    fence_waits,
+    /// How often it waited while placing or evicting buffers. Zero, by design.
+    cpu_waits_in_validate,
+    /// How long CPU threads waited for fences.
+    cpu_wait_ns,
+    /// How often a transaction was restarted because an older one held what it needed.
+    contended_restarts,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, amount: u64) {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(counter: &AtomicU64) {
+        Counters::add(counter, 1);
+    }
+
+    /// A buffer of `bytes` exists from now on.
+    pub(crate) fn created(&self, bytes: u64) {
+        Counters::count(&self.allocs);
+        let live = self.live_bo_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.live_bo_peak_bytes.fetch_max(live, Ordering::Relaxed);
+    }
+
+    /// A buffer of `bytes` is gone.
+    pub(crate) fn destroyed(&self, bytes: u64) {
+        Counters::count(&self.frees);
+        self.live_bo_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Why fallbacks happened. Its own lock, taken with reservations held and nothing further in.
+#[derive(Debug)]
+pub(crate) struct Reasons(Lock<levels::Aperture, BTreeMap<String, u64>>);
+
+impl Reasons {
+    pub(crate) fn new() -> Reasons {
+        Reasons(Lock::new("reasons", BTreeMap::new()))
+    }
+
+    pub(crate) fn count(&self, reason: &str, held: &mut Held<'_, levels::Tickets>) {
+        let mut reasons = self.0.lock(held);
+        match reasons.get_mut(reason) {
+            Some(count) => *count += 1,
+            None => drop(reasons.insert(reason.to_string(), 1)),
+        }
+    }
+
+    pub(crate) fn snapshot(&self, held: &mut Held<'_, levels::Root>) -> BTreeMap<String, u64> {
+        self.0.lock(held).clone()
+    }
+}
