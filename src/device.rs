@@ -1,9 +1,10 @@
 //! A device: one GPU's memory, built from a driver and sizes.
 
+use std::any::Any;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
-use devpagemap_fence::Watchdog;
 use devpagemap_migrate::MoveQueue;
 
 use crate::backend::{Arena, DeviceMemory};
@@ -19,12 +20,13 @@ use crate::submit::Submission;
 /// One GPU's memory. Clones are the same device; it lives as long as a clone or a buffer of it.
 pub struct Device<D> {
     manager: Arc<Manager>,
-    driver: Arc<D>,
+    /// The manager keeps the driver as what it does, the device as what it is.
+    driver: PhantomData<fn() -> D>,
 }
 
 impl<D> Clone for Device<D> {
     fn clone(&self) -> Device<D> {
-        Device { manager: self.manager.clone(), driver: self.driver.clone() }
+        Device { manager: self.manager.clone(), driver: PhantomData }
     }
 }
 
@@ -49,7 +51,7 @@ impl<D: Driver> Device<D> {
 
     /// The driver it was built around.
     pub fn driver(&self) -> &D {
-        &self.driver
+        driver_of(&self.manager)
     }
 
     /// Describes a buffer of `size`.
@@ -59,7 +61,7 @@ impl<D: Driver> Device<D> {
 
     /// Starts describing work for the GPU.
     pub fn submit(&self) -> Submission<D> {
-        Submission::new(self.manager.clone(), self.driver.clone())
+        Submission::new(self.manager.clone())
     }
 
     /// Waits until everything that was submitted or queued before this call is done, well or not.
@@ -136,7 +138,7 @@ impl<D: Driver> DeviceBuilder<D> {
         };
         let arena = Arc::new(Arena::private(system_bytes)?);
         let system = SystemRegion::new(arena.clone(), layout.gtt_bytes)?;
-        let driver = Arc::new(self.driver);
+        let driver: Arc<dyn Driver> = Arc::new(self.driver);
         let cpu = DeviceMemory::new(driver.map_vram(&layout)?, visible_bytes, arena);
         let mut queue = MoveQueue::builder();
         for engine in driver.copy_engines(&cpu)? {
@@ -145,17 +147,16 @@ impl<D: Driver> DeviceBuilder<D> {
         if let Some(engine) = driver.fallback_engine(&cpu) {
             queue = queue.fallback(engine);
         }
-        let manager = Manager::new(Parts {
-            driver: driver.clone(),
-            vram,
-            system,
-            cpu,
-            policy: self.policy,
-            queue: queue.build(),
-            watchdog: Watchdog::start(),
-        });
-        Ok(Device { manager, driver })
+        let manager =
+            Manager::new(Parts { driver, vram, system, cpu, policy: self.policy, queue: queue.build() });
+        Ok(Device { manager, driver: PhantomData })
     }
+}
+
+/// The driver behind a manager that was built from a `D`.
+pub(crate) fn driver_of<D: Driver>(manager: &Manager) -> &D {
+    let driver: &dyn Any = manager.driver();
+    driver.downcast_ref().expect("a device is typed by the driver it was built from")
 }
 
 fn checked_visible(visible: Size, vram_bytes: u64) -> Result<u64> {

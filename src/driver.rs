@@ -1,5 +1,6 @@
 //! What a driver prototype implements.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use devpagemap_fence::{Fence, FenceSet};
@@ -61,7 +62,7 @@ impl Moved<'_> {
 ///
 /// The manager calls these with reservations held, never with an inner lock; an implementation may use fences and its own
 /// locks, and must not call back into the device.
-pub trait Driver: Send + Sync + 'static {
+pub trait Driver: Any + Send + Sync {
     /// Who copies. Called once, when the device is built; `memory` is all that the CPU sees of the device's memory.
     ///
     /// # Errors
@@ -80,6 +81,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Who copies when no engine can: by default the CPU, which reaches what it sees.
     fn fallback_engine(&self, memory: &DeviceMemory) -> Option<Arc<dyn CopyEngine>> {
         Some(CpuEngine::new("cpu", Arc::new(memory.clone())))
+    }
+
+    /// Whether the calling thread is one of those that run this driver's jobs. Such a thread may drop the last reference to a
+    /// device, and must then not be asked to wait for itself.
+    fn is_engine_thread(&self) -> bool {
+        false
     }
 
     /// Points the GPU's page tables at a buffer's new place. Queue it behind `moved.after()`, do not wait; whoever uses the

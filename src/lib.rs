@@ -64,7 +64,9 @@ mod size;
 mod stats;
 mod submit;
 
-pub use backend::{DeviceMemory, JobMemory, SoftwareGpu, SoftwareGpuBuilder};
+pub use backend::DeviceMemory;
+#[cfg(not(loom))]
+pub use backend::{JobMemory, SoftwareGpu, SoftwareGpuBuilder};
 pub use bo::{Buffer, BufferBuilder, EvictionPolicy, Place, Placement};
 pub use cpu::CpuMap;
 pub use device::{Device, DeviceBuilder};

@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+#[cfg(not(loom))]
+use devpagemap_fence::Watchdog;
 use devpagemap_fence::{
-    Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Usage, Watchdog, blocking_waits, levels,
+    Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Usage, blocking_waits, in_callback, levels,
 };
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
@@ -20,8 +22,8 @@ use crate::stats::{Counters, Reasons, Stats};
 pub(crate) struct Manager {
     /// For fence callbacks, which must not keep the device alive. Constant.
     this: Weak<Manager>,
-    /// Constant.
-    pub(crate) driver: Arc<dyn Driver>,
+    /// Who does the work. Constant until drop.
+    engines: Option<Engines>,
     /// Constant; its state under its region lock.
     pub(crate) vram: VramRegion,
     /// Constant; its state under its region lock.
@@ -30,8 +32,6 @@ pub(crate) struct Manager {
     pub(crate) cpu: DeviceMemory,
     /// Constant.
     pub(crate) policy: EvictionPolicy,
-    /// Its own locks.
-    pub(crate) queue: MoveQueue,
     /// The last fence of every timeline that was ever queued to: what an idle device has behind it.
     outstanding: Lock<levels::MoveQueue, FenceSet>,
     /// Atomics.
@@ -40,8 +40,37 @@ pub(crate) struct Manager {
     pub(crate) reasons: Reasons,
     /// The next buffer's id. Atomic.
     next_buffer_id: AtomicU64,
-    /// Looks after timeouts. Its own thread.
+}
+
+/// Who does a device's work, in the order in which it has to end: jobs wait for moves, and moves for the watchdog.
+struct Engines {
+    /// Its own locks.
+    queue: MoveQueue,
+    /// Constant.
+    driver: Arc<dyn Driver>,
+    /// Its own thread; a model has no clock, and so none.
+    #[cfg(not(loom))]
     _watchdog: Watchdog,
+}
+
+impl Engines {
+    fn start(queue: MoveQueue, driver: Arc<dyn Driver>) -> Engines {
+        #[cfg(not(loom))]
+        let watchdog = Watchdog::start();
+        #[cfg(not(loom))]
+        watchdog.watch(queue.watched());
+        Engines {
+            queue,
+            driver,
+            #[cfg(not(loom))]
+            _watchdog: watchdog,
+        }
+    }
+
+    /// Finishes what is queued, then lets go of every thread.
+    fn shut_down(self) {
+        self.queue.drain();
+    }
 }
 
 /// The parts that a device's builder puts together.
@@ -52,26 +81,35 @@ pub(crate) struct Parts {
     pub(crate) cpu: DeviceMemory,
     pub(crate) policy: EvictionPolicy,
     pub(crate) queue: MoveQueue,
-    pub(crate) watchdog: Watchdog,
 }
 
 impl Manager {
     pub(crate) fn new(parts: Parts) -> Arc<Manager> {
-        parts.watchdog.watch(parts.queue.watched());
+        let engines = Engines::start(parts.queue, parts.driver);
         Arc::new_cyclic(|this| Manager {
             this: this.clone(),
-            driver: parts.driver,
+            engines: Some(engines),
             vram: parts.vram,
             system: parts.system,
             cpu: parts.cpu,
             policy: parts.policy,
-            queue: parts.queue,
             outstanding: Lock::new("outstanding fences", FenceSet::new()),
             counters: Counters::default(),
             reasons: Reasons::new(),
             next_buffer_id: AtomicU64::new(1),
-            _watchdog: parts.watchdog,
         })
+    }
+
+    pub(crate) fn queue(&self) -> &MoveQueue {
+        &self.engines().queue
+    }
+
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        &*self.engines().driver
+    }
+
+    fn engines(&self) -> &Engines {
+        self.engines.as_ref().expect("the engines stay until the manager is dropped")
     }
 
     pub(crate) fn weak(&self) -> Weak<Manager> {
@@ -141,7 +179,7 @@ impl Manager {
             Operation::Clear { .. } => Counters::add(&self.counters.cleared_bytes, buffer.footprint_bytes),
         }
         let (set, mut held) = transaction.exec.split();
-        let fence = self.queue.submit(request, &mut held);
+        let fence = self.queue().submit(request, &mut held);
         self.remember(&fence, &mut held);
         let lost = Arc::downgrade(&buffer);
         // Err: it has signalled already, so its status is known here.
@@ -151,7 +189,7 @@ impl Manager {
         set.add_fence(slot, fence.clone(), Usage::Kernel);
         let after = FenceSet::from(fence.clone());
         let moved = Moved { buffer: buffer.id(), from, to: new.region, extents: &new.extents, after: &after };
-        match self.driver.rebind(&moved) {
+        match self.driver().rebind(&moved) {
             Ok(None) => {}
             Ok(Some(rebound)) => set.add_fence(slot, rebound, Usage::Kernel),
             Err(error) => note_loss(
@@ -199,7 +237,7 @@ impl Manager {
 
     pub(crate) fn stats(&self) -> Stats {
         let mut held = Held::enter();
-        let moves = self.queue.stats();
+        let moves = self.queue().stats();
         let mut stats = self.counters.snapshot();
         stats.copy_busy_ns = moves.busy_ns;
         stats.fallback_bytes = moves.fallback_bytes;
@@ -232,9 +270,19 @@ impl std::fmt::Debug for Manager {
 }
 
 impl Drop for Manager {
+    /// Work that is still queued is finished first: by the thread that drops the last handle or buffer, or, where that thread may
+    /// itself be one of the engines, by a thread made for it.
     fn drop(&mut self) {
-        // Copies in flight write into memory that is unmapped right after this.
-        self.queue.drain();
+        let Some(engines) = self.engines.take() else { return };
+        if !in_callback() && !engines.driver.is_engine_thread() {
+            engines.shut_down();
+            return;
+        }
+        let last =
+            std::thread::Builder::new().name("devpagemap-end".into()).spawn(move || engines.shut_down());
+        if let Err(error) = last {
+            tracing::error!(%error, "no thread to finish a device's work; what is queued fails");
+        }
     }
 }
 

@@ -4,12 +4,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use devpagemap_fence::{Fence, FenceSet, Slot, Usage};
 use devpagemap_migrate::ExtentList;
 
 use crate::bo::{Buffer, BufferObject, Transaction};
+use crate::device::driver_of;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::manager::Manager;
@@ -28,7 +30,7 @@ pub enum Access {
 #[must_use = "nothing is submitted until `run`"]
 pub struct Submission<D> {
     manager: Arc<Manager>,
-    driver: Arc<D>,
+    driver: PhantomData<fn() -> D>,
     /// In the order in which they were named.
     uses: Vec<(Arc<BufferObject>, Access)>,
     /// Where each buffer is in `uses`, by its address.
@@ -43,8 +45,14 @@ impl<D> fmt::Debug for Submission<D> {
 }
 
 impl<D: Driver> Submission<D> {
-    pub(crate) fn new(manager: Arc<Manager>, driver: Arc<D>) -> Submission<D> {
-        Submission { manager, driver, uses: Vec::new(), known: HashMap::new(), after: FenceSet::new() }
+    pub(crate) fn new(manager: Arc<Manager>) -> Submission<D> {
+        Submission {
+            manager,
+            driver: PhantomData,
+            uses: Vec::new(),
+            known: HashMap::new(),
+            after: FenceSet::new(),
+        }
     }
 
     /// The job reads `buffer`.
@@ -83,7 +91,7 @@ impl<D: Driver> Submission<D> {
     /// Why a buffer could not be brought in ([`Error::Exhausted`], [`Error::Fragmented`], [`Error::TooLarge`],
     /// [`Error::Pinned`], [`Error::FenceFailed`] for one that is lost), [`Error::ForeignBuffer`], or what `queue` said.
     pub fn run(self, queue: impl FnOnce(&D, &Job<'_>) -> Result<Fence>) -> Result<Fence> {
-        let Submission { manager, driver, uses, known, after } = self;
+        let Submission { manager, uses, known, after, .. } = self;
         if let Some((stranger, _)) = uses.iter().find(|(buffer, _)| !Arc::ptr_eq(&buffer.manager, &manager)) {
             return Err(Error::ForeignBuffer { buffer: stranger.id() });
         }
@@ -96,7 +104,7 @@ impl<D: Driver> Submission<D> {
             }
             let job = Job::new(transaction, &uses, &known, &after);
             let queue = queue.take().expect("nothing after this asks for a restart");
-            let fence = queue(&driver, &job)?;
+            let fence = queue(driver_of(&manager), &job)?;
             attach(transaction, &uses, &fence);
             Ok(fence)
         })

@@ -10,11 +10,13 @@
 //! - **Contiguous** requests of any number of pages take the near end of the best-fitting block; the rest of the block stays
 //!   free, nothing is rounded up. When no single block is large enough, a free run made of several neighbouring
 //!   blocks is found if there is one (`runs.rs`).
-//! - **Scattered** requests are served block by block: what is left is first taken whole from one block, if any is
-//!   large enough, else the largest smaller block is used up. A block of exactly the largest power of two in what is left is
-//!   preferred to cutting a larger one. Any free page counts, so a region can be filled to the last one.
-//! - **Ranges** hold blocks that lie across their ends, of which only a part may be used. Such a part competes by its length,
-//!   like a block of the next smaller power of two.
+//! - **Scattered** requests are served block by block: what is left is taken from one block if any is large enough, else
+//!   the largest block is used up. So there are as few pieces as the free blocks allow, and the large ones
+//!   come first. Any free page counts: a region can be filled to the last one.
+//! - **Ranges** have blocks across their ends, of which only a part may be used. Such a part competes by its length, like
+//!   a block of the next smaller power of two.
+//!
+//! `best_fit.rs` finds the blocks.
 //!
 //! Nothing is remembered of an allocation: any page-aligned part or union of what was allocated can be freed.
 
@@ -23,7 +25,8 @@ use core::fmt;
 use core::iter;
 use core::ops::Range;
 
-use crate::pages::{PageState, Pages, Window};
+use crate::find::{PageState, Window};
+use crate::pages::Pages;
 use crate::request::Plan;
 use crate::runs::Wanted;
 use crate::span::PAGE_SHIFT;
@@ -98,15 +101,14 @@ impl Buddy {
             spans.push(span);
             return Ok(());
         }
-        let free = if self.covers_all(&plan.window) { self.pages.free() } else { self.pages.free_in(start, end) };
+        let free = if self.pages.covered_by(&plan.window) {
+            self.pages.free()
+        } else {
+            self.pages.free_in(start, end)
+        };
         if free < plan.len {
             let (wanted_bytes, free_bytes) = (request.len_bytes, free << PAGE_SHIFT);
             return Err(AllocError::Exhausted { wanted_bytes, free_bytes });
-        }
-        // Scattered over all of the region, the blocks can be counted beforehand.
-        let groups = plan.len >> plan.align;
-        if !plan.contiguous && self.covers_all(&plan.window) && self.pages.orders().whole_groups(plan.align) < groups {
-            return Err(self.fragmented(request));
         }
         let kept = spans.len();
         let done = if plan.contiguous { self.take_run(&plan, spans) } else { self.take_blocks(&plan, spans) };
@@ -155,8 +157,8 @@ impl Buddy {
         let Some((start, end)) = self.pages_of(span) else {
             return Err(AllocError::InvalidSpan { start_bytes, len_bytes, size_bytes: self.size_bytes() });
         };
-        if let Some(free) = self.pages.next(start, PageState::Free).filter(|&free| free < end) {
-            let free_at_bytes = free << PAGE_SHIFT;
+        if !self.pages.all_are(start, end, PageState::Taken) {
+            let free_at_bytes = self.pages.next(start, PageState::Free).unwrap_or(start) << PAGE_SHIFT;
             return Err(AllocError::AlreadyFree { start_bytes, len_bytes, free_at_bytes });
         }
         self.pages.put(start, end);
@@ -185,7 +187,8 @@ impl Buddy {
 
     /// Free blocks of `2^order` pages that are not part of a larger free block: how fragmented the region is.
     pub fn free_blocks(&self, order: u32) -> u64 {
-        self.pages.orders().count(order)
+        let known = self.pages.orders().present() & 1u64.checked_shl(order).unwrap_or(0) != 0;
+        if known { self.pages.count_blocks(order, u64::MAX) } else { 0 }
     }
 
     /// The region's size.
@@ -216,17 +219,14 @@ impl Buddy {
     /// `span` as start and end in pages, when it is one that the region can hold.
     fn pages_of(&self, span: Span) -> Option<(u64, u64)> {
         let end_bytes = span.start_bytes.checked_add(span.len_bytes)?;
-        let aligned = span.start_bytes.is_multiple_of(PAGE_BYTES) && span.len_bytes.is_multiple_of(PAGE_BYTES);
+        let aligned =
+            span.start_bytes.is_multiple_of(PAGE_BYTES) && span.len_bytes.is_multiple_of(PAGE_BYTES);
         let inside = span.len_bytes > 0 && end_bytes <= self.size_bytes();
         (aligned && inside).then_some((span.start_bytes >> PAGE_SHIFT, end_bytes >> PAGE_SHIFT))
     }
 
     fn first_taken(&self, start: u64, end: u64) -> Option<u64> {
         self.pages.next(start, PageState::Taken).filter(|&taken| taken < end)
-    }
-
-    fn covers_all(&self, window: &Window) -> bool {
-        window.start == 0 && window.end == self.pages.size()
     }
 
     fn take_exactly(&mut self, start: u64, end: u64) -> Result<Span, AllocError> {
@@ -242,21 +242,24 @@ impl Buddy {
     /// The request cut down to what its range could hold if all of it were free.
     fn shortened(&self, request: &Request) -> Request {
         match Plan::new(request, self.size_bytes()) {
-            Err(AllocError::TooLarge { range_bytes, .. }) => Request { len_bytes: range_bytes, ..request.clone() },
+            Err(AllocError::TooLarge { range_bytes, .. }) => {
+                Request { len_bytes: range_bytes, ..request.clone() }
+            }
             _ => request.clone(),
         }
     }
 
     /// The scattered allocation: whole blocks first, then what is less than one. Returns how many pages it got.
     fn take_blocks(&mut self, plan: &Plan, spans: &mut Vec<Span>) -> u64 {
-        let granule = 1 << plan.align;
-        let end = plan.window.end / granule * granule;
-        let whole = plan.len / granule * granule;
+        let whole = plan.len >> plan.align << plan.align;
+        let window = Window { end: plan.window.end >> plan.align << plan.align, ..plan.window };
         let mut done = 0;
         while done < whole {
-            let window = Window { end, ..plan.window };
-            let Some(block) = self.best_block(whole - done, plan.align, &window) else { return done };
-            done += self.take_near(block, &Plan { len: whole - done, ..*plan }, spans);
+            let rest = Plan { len: whole - done, window, ..*plan };
+            let block = self.pages.smallest_block(rest.len, rest.align, &window);
+            let block = block.or_else(|| self.pages.largest_block(rest.len, rest.align, &window));
+            let Some(block) = block else { return done };
+            done += self.take_near(block, &rest, spans);
         }
         if done < plan.len {
             done += self.take_run(&Plan { len: plan.len - done, ..*plan }, spans);
@@ -266,8 +269,7 @@ impl Buddy {
 
     /// The contiguous allocation. Returns how many pages it got: all or none.
     fn take_run(&mut self, plan: &Plan, spans: &mut Vec<Span>) -> u64 {
-        let order = plan.len.next_power_of_two().ilog2();
-        let mut run = self.smallest_block(order, plan.len, plan.align, &plan.window);
+        let mut run = self.pages.smallest_block(plan.len, plan.align, &plan.window);
         if run.is_none() {
             self.pages.refresh_runs();
             run = self.pages.run_in(Wanted { len: plan.len, align: plan.align, window: plan.window });
@@ -284,73 +286,6 @@ impl Buddy {
         len
     }
 
-    /// The free block to take next for a scattered request of `len` more pages, of at least `2^min_order`.
-    fn best_block(&self, len: u64, min_order: u32, window: &Window) -> Option<(u64, u64)> {
-        if window.start >= window.end {
-            return None;
-        }
-        let order = len.ilog2();
-        self.smallest_block(order, 1 << order, min_order, window)
-            .or_else(|| self.largest_block(min_order, order, window))
-    }
-
-    /// Of the free blocks of at least `order`, one of the smallest, from its first multiple of `2^align` on: at least `len` pages.
-    fn smallest_block(&self, order: u32, len: u64, align: u32, window: &Window) -> Option<(u64, u64)> {
-        let parts = self.parts_at_ends(window, align);
-        let mut smallest_part = None;
-        for part in parts.into_iter().flatten().filter(|part| part.1 - part.0 >= len) {
-            let is_smaller = smallest_part.is_none_or(|best: (u64, u64)| part.1 - part.0 < best.1 - best.0);
-            smallest_part = if is_smaller { Some(part) } else { smallest_part };
-        }
-        let part_order = smallest_part.map_or(u32::MAX, |part| (part.1 - part.0).ilog2());
-        let mut orders = self.pages.orders().present().checked_shr(order).map_or(0, |orders| orders << order);
-        while orders != 0 {
-            let order = orders.trailing_zeros();
-            if part_order < order {
-                break;
-            }
-            if let Some(start) = self.pages.block_in(order, align, window) {
-                return Some((start, start + (1 << order)));
-            }
-            orders &= orders - 1;
-        }
-        smallest_part
-    }
-
-    /// The largest free block of an order in `from..to`, for a request that no block can serve alone.
-    fn largest_block(&self, from: u32, to: u32, window: &Window) -> Option<(u64, u64)> {
-        let parts = self.parts_at_ends(window, from);
-        let mut part = None;
-        for candidate in parts.into_iter().flatten() {
-            let is_larger = part.is_none_or(|best: (u64, u64)| candidate.1 - candidate.0 > best.1 - best.0);
-            part = if is_larger { Some(candidate) } else { part };
-        }
-        for order in (from..to).rev().filter(|order| self.pages.orders().present() >> order & 1 == 1) {
-            if part.is_some_and(|part| part.1 - part.0 > 1 << order) {
-                break;
-            }
-            if let Some(start) = self.pages.block_in(order, from, window) {
-                return Some((start, start + (1 << order)));
-            }
-        }
-        part
-    }
-
-    /// The parts inside the window of the free blocks that lie across its ends, from their first multiple of `2^align` on.
-    fn parts_at_ends(&self, window: &Window, align: u32) -> [Option<(u64, u64)>; 2] {
-        if self.covers_all(window) {
-            return [None, None];
-        }
-        let part_with = |page: u64| {
-            let (start, order) = self.pages.block_at(page)?;
-            let end = start + (1 << order);
-            let inside = (start.max(window.start).next_multiple_of(1 << align), end.min(window.end));
-            let across = start < window.start || end > window.end;
-            (across && inside.0 < inside.1).then_some(inside)
-        };
-        [part_with(window.start), part_with(window.end - 1)]
-    }
-
     /// Undoes the allocations in `spans` from `kept` on.
     fn put_back(&mut self, spans: &mut Vec<Span>, kept: usize) {
         for span in spans.drain(kept..) {
@@ -363,7 +298,7 @@ impl Buddy {
         let end = request.range.end.min(self.size_bytes());
         let window =
             Window { start: request.range.start >> PAGE_SHIFT, end: end >> PAGE_SHIFT, top_down: false };
-        let longest = if self.covers_all(&window) {
+        let longest = if self.pages.covered_by(&window) {
             self.pages.longest_run()
         } else {
             self.pages.longest_run_in(0, window).map_or(0, |(start, end)| end - start)

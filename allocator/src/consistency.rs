@@ -14,7 +14,8 @@ impl Buddy {
     #[doc(hidden)]
     pub fn debug_check_consistency(&self) {
         let pages = &self.pages;
-        let level_words: alloc::vec::Vec<u64> = (0..=pages.top()).map(|level| pages.words_of(level)).collect();
+        let level_words: alloc::vec::Vec<u64> =
+            (0..=pages.top()).map(|level| pages.words_of(level)).collect();
         assert_eq!(level_words[level_words.len() - 1], 1, "the root is one word");
         let mut orders = Orders::new(&level_words);
         for level in 0..=pages.top() {
@@ -50,19 +51,27 @@ fn check_word(pages: &Pages, level: u32, word: u64) {
         }
         let below = pages.full(level - 1, child) | pages.some(level - 1, child);
         assert_eq!(some >> place & 1 == 1, below != 0, "child {place} of word {at:?} is partly free or not");
-        free += if level == 1 {
-            u64::from(pages.full(0, child).count_ones())
-        } else {
-            pages.free_under(level - 1, child)
-        };
+        free += pages.free_under(level - 1, child);
     }
     assert_eq!(pages.free_under(level, word), free, "free pages under word {at:?}");
-    if pages.runs().is_stale(level, word) {
-        assert!(
-            level == pages.top() || pages.runs().is_stale(level + 1, word >> WORD_SHIFT),
-            "word {at:?} is marked, but not the one above it"
-        );
-    } else {
-        assert_eq!(pages.summary(level, word), pages.summarize(level, word), "runs under word {at:?}");
+    check_summaries(pages, level, word);
+}
+
+/// Every summary that is not marked, nor under one that is, is what computing it again gives.
+fn check_summaries(pages: &Pages, level: u32, word: u64) {
+    let stale = if level > 1 { pages.stale_children(level, word) } else { 0 };
+    let mut fresh = if level > 1 { pages.some(level, word) & !stale } else { 0 };
+    while fresh != 0 {
+        let child = (word << WORD_SHIFT) + u64::from(fresh.trailing_zeros());
+        let summary = pages.summarize(level - 1, child);
+        assert_eq!(pages.summary(level - 1, child), summary, "runs under word {:?}", (level - 1, child));
+        let below =
+            if level > 2 { pages.stale_children(level - 1, child) & pages.some(level - 1, child) } else { 0 };
+        assert_eq!(below, 0, "word {:?} is not marked, but words under it are", (level - 1, child));
+        fresh &= fresh - 1;
+    }
+    if level == pages.top() && !pages.root_is_stale() {
+        assert_eq!(pages.summary(level, word), pages.summarize(level, word), "runs under the root");
+        assert_eq!(stale & pages.some(level, word), 0, "the root is not marked, but words under it are");
     }
 }

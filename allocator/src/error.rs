@@ -108,7 +108,10 @@ impl fmt::Display for AllocError {
                 write!(f, "more than 0 and at most {MAX_REGION_BYTES}")
             }
             AllocError::InvalidSize { len_bytes } => {
-                write!(f, "an allocation of {len_bytes} bytes: must be a multiple of {PAGE_BYTES} and more than 0")
+                write!(
+                    f,
+                    "an allocation of {len_bytes} bytes: must be a multiple of {PAGE_BYTES} and more than 0"
+                )
             }
             AllocError::InvalidAlign { align_bytes } => {
                 write!(f, "an alignment of {align_bytes} bytes: must be a power of two")
@@ -117,7 +120,10 @@ impl fmt::Display for AllocError {
                 write!(f, "blocks of at least {min_block_bytes} bytes: must be a power of two")
             }
             AllocError::InvalidRange { start_bytes, end_bytes, size_bytes } => {
-                write!(f, "the range {start_bytes:#x}..{end_bytes:#x}: must be page aligned, not empty or reversed, ")?;
+                write!(
+                    f,
+                    "the range {start_bytes:#x}..{end_bytes:#x}: must be page aligned, not empty or reversed, "
+                )?;
                 write!(f, "and inside the region of {size_bytes:#x} bytes")
             }
             AllocError::InvalidSpan { start_bytes, len_bytes, size_bytes } => {
@@ -138,7 +144,10 @@ impl fmt::Display for AllocError {
                 write!(f, "the exact range {start_bytes:#x}+{len_bytes:#x} is taken at {taken_at_bytes:#x}")
             }
             AllocError::AlreadyFree { start_bytes, len_bytes, free_at_bytes } => {
-                write!(f, "freeing {start_bytes:#x}+{len_bytes:#x}, which is free already at {free_at_bytes:#x}")
+                write!(
+                    f,
+                    "freeing {start_bytes:#x}+{len_bytes:#x}, which is free already at {free_at_bytes:#x}"
+                )
             }
         }
     }

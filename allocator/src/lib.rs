@@ -24,16 +24,19 @@
 //! # Ok::<(), devpagemap_allocator::AllocError>(())
 //! ```
 //!
-//! Where things are: `buddy.rs` chooses places (the policy), `pages.rs` keeps which pages are free (the tree), `orders.rs`
-//! indexes the free blocks by size, `runs.rs` finds long runs of free pages, `request.rs` checks what a caller asks for.
+//! Where things are: `request.rs` checks what a caller asks for, `buddy.rs` is the policy, `best_fit.rs` chooses a block,
+//! `pages.rs` keeps which pages are free (the tree), `find.rs` asks it questions, `orders.rs` indexes the free blocks by
+//! size, and `runs.rs` finds runs that are longer than any block.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+mod best_fit;
 mod buddy;
 mod consistency;
 mod error;
+mod find;
 mod orders;
 mod pages;
 mod request;

@@ -29,18 +29,25 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::find::PageState;
 use crate::orders::Orders;
-use crate::runs::Runs;
-use crate::word::{STARTS, WORD_SHIFT, blocks_of_order, mask};
+use crate::runs::Summary;
+use crate::word::{WORD_SHIFT, mask};
 
 /// Levels of the tree of the largest region.
 const LEVELS_MAX: usize = 6;
 
-/// What a page is, for a search.
-#[derive(Copy, Clone, PartialEq, Eq)]
-pub(crate) enum PageState {
-    Free,
-    Taken,
+/// A word of level 1 or above.
+#[derive(Copy, Clone, Default)]
+struct Node {
+    /// Children that are wholly free.
+    full: u64,
+    /// Children that are partly free.
+    some: u64,
+    /// Free pages under this word; 0 where its parent's bit stands for all of them.
+    free: u64,
+    /// Children that are partly free and have changed since their summary was computed.
+    stale: u64,
 }
 
 /// The tree. Positions and lengths are in pages.
@@ -50,46 +57,80 @@ pub(crate) struct Pages {
     size: u64,
     /// The level of the root, which is a single word; at least 1. Constant.
     top: u32,
-    /// Where the words of each level begin in `full`; constant.
-    bases: [u64; LEVELS_MAX],
-    /// All words, level 0 first: the children that are wholly free.
-    full: Vec<u64>,
-    /// The words from level 1 up: the children that are partly free.
-    some: Vec<u64>,
-    /// The words from level 1 up: free pages under the word (0 under a full child).
-    free_under: Vec<u64>,
+    /// Where the words of each level from 1 up begin in `nodes`; constant.
+    bases: [u64; LEVELS_MAX + 1],
+    /// The words of level 0: one bit a free page.
+    leaves: Vec<u64>,
+    /// The words of the levels above.
+    nodes: Vec<Node>,
     /// Free blocks by order.
     orders: Orders,
-    /// Free runs, brought up to date when asked for.
-    runs: Runs,
+    /// Free runs under each of the `nodes`, right where they are not marked.
+    summaries: Vec<Summary>,
+    /// The mark of the root's summary, which has no parent to keep it.
+    root_stale: bool,
 }
 
-/// What a word of the tree has become by returning pages to it.
-#[derive(PartialEq, Eq)]
-enum Filled {
-    Partly,
-    Wholly,
+/// The children of one word that a change covers: `from..to` wholly, and in part the one before `from`, the one at
+/// `to`, or both.
+#[derive(Copy, Clone)]
+struct Covered {
+    from: u64,
+    to: u64,
+    part_before: bool,
+    part_behind: bool,
+}
+
+impl Covered {
+    #[inline]
+    fn first(&self) -> u64 {
+        self.from - u64::from(self.part_before)
+    }
+
+    #[inline]
+    fn last(&self) -> u64 {
+        self.to + u64::from(self.part_behind) - 1
+    }
+
+    /// The part of it that is in one word, of which `first_child` is the first child.
+    #[inline]
+    fn in_word(&self, first_child: u64) -> Covered {
+        Covered {
+            from: self.from.max(first_child),
+            to: self.to.min(first_child + 64),
+            part_before: self.part_before && self.from > first_child,
+            part_behind: self.part_behind && self.to < first_child + 64,
+        }
+    }
+
+    /// As bits of that word: the children that are covered wholly, and in part.
+    #[inline]
+    fn masks(&self, first_child: u64) -> (u64, u64) {
+        let (from, to) = (self.from - first_child, self.to - first_child);
+        let before = if self.part_before { 1 << (from - 1) } else { 0 };
+        let behind = if self.part_behind { 1 << to } else { 0 };
+        (mask(from, to), before | behind)
+    }
 }
 
 impl Pages {
     /// `size` free pages.
     pub fn new(size: u64) -> Pages {
         let level_words = level_words(size);
-        let mut bases = [0; LEVELS_MAX];
+        let mut bases = [0; LEVELS_MAX + 1];
         for level in 1..level_words.len() {
-            bases[level] = bases[level - 1] + level_words[level - 1];
+            bases[level + 1] = bases[level] + level_words[level];
         }
-        let words: u64 = level_words.iter().sum();
-        let inner_words = (words - level_words[0]) as usize;
+        let inner_words = bases[level_words.len()] as usize;
         let mut pages = Pages {
             size,
             top: level_words.len() as u32 - 1,
             bases,
-            full: vec![0; words as usize],
-            some: vec![0; inner_words],
-            free_under: vec![0; inner_words],
+            leaves: vec![0; level_words[0] as usize],
+            nodes: vec![Node::default(); inner_words],
             orders: Orders::new(&level_words),
-            runs: Runs::new(&level_words),
+            summaries: vec![Summary::default(); inner_words],
+            root_stale: true,
         };
         pages.put(0, size);
         pages
@@ -104,265 +145,238 @@ impl Pages {
     /// Number of free pages.
     #[inline]
     pub fn free(&self) -> u64 {
-        self.free_under[self.free_under.len() - 1]
+        self.nodes[self.nodes.len() - 1].free
     }
 
     pub fn orders(&self) -> &Orders {
         &self.orders
     }
 
-    pub fn runs(&self) -> &Runs {
-        &self.runs
-    }
-
-    pub fn runs_mut(&mut self) -> &mut Runs {
-        &mut self.runs
-    }
-
+    /// What it occupies on the heap.
     pub fn bytes(&self) -> usize {
-        let words = self.full.len() + self.some.len() + self.free_under.len();
-        words * size_of::<u64>() + self.orders.bytes() + self.runs.bytes()
+        let leaves = self.leaves.len() * size_of::<u64>();
+        leaves + self.nodes.len() * (size_of::<Node>() + size_of::<Summary>()) + self.orders.bytes()
     }
 
     /// The root's level.
     #[inline]
-    pub(crate) fn top(&self) -> u32 {
+    pub fn top(&self) -> u32 {
         self.top
     }
 
     /// Number of words of a level.
-    pub(crate) fn words_of(&self, level: u32) -> u64 {
-        let end = if level == self.top { self.full.len() as u64 } else { self.bases[level as usize + 1] };
-        end - self.bases[level as usize]
+    pub fn words_of(&self, level: u32) -> u64 {
+        if level == 0 {
+            return self.leaves.len() as u64;
+        }
+        self.bases[level as usize + 1] - self.bases[level as usize]
+    }
+
+    #[inline]
+    fn index(&self, level: u32, word: u64) -> usize {
+        (self.bases[level as usize] + word) as usize
     }
 
     /// The children of a word that are wholly free.
     #[inline]
-    pub(crate) fn full(&self, level: u32, word: u64) -> u64 {
-        self.full[(self.bases[level as usize] + word) as usize]
+    pub fn full(&self, level: u32, word: u64) -> u64 {
+        if level == 0 { self.leaves[word as usize] } else { self.nodes[self.index(level, word)].full }
     }
 
     /// The children of a word that are partly free; none at level 0, where a child is a page.
     #[inline]
-    pub(crate) fn some(&self, level: u32, word: u64) -> u64 {
-        if level == 0 { 0 } else { self.some[self.inner(level, word)] }
+    pub fn some(&self, level: u32, word: u64) -> u64 {
+        if level == 0 { 0 } else { self.nodes[self.index(level, word)].some }
     }
 
-    /// Free pages stored under a word of level 1 or above.
-    pub(crate) fn free_under(&self, level: u32, word: u64) -> u64 {
-        self.free_under[self.inner(level, word)]
+    /// Free pages under a word, but for those its parent's bit stands for.
+    pub fn free_under(&self, level: u32, word: u64) -> u64 {
+        if level == 0 {
+            self.leaves[word as usize].count_ones().into()
+        } else {
+            self.nodes[self.index(level, word)].free
+        }
     }
 
-    /// Index of a word of level 1 or above in the arrays that have no level 0.
+    /// The last computed summary of a word of level 1 or above.
     #[inline]
-    pub(crate) fn inner(&self, level: u32, word: u64) -> usize {
-        (self.bases[level as usize] - self.bases[1] + word) as usize
+    pub fn summary(&self, level: u32, word: u64) -> Summary {
+        self.summaries[self.index(level, word)]
+    }
+
+    pub fn set_summary(&mut self, level: u32, word: u64, summary: Summary) {
+        let index = self.index(level, word);
+        self.summaries[index] = summary;
+    }
+
+    /// Whether the root's summary is out of date.
+    #[inline]
+    pub fn root_is_stale(&self) -> bool {
+        self.root_stale
+    }
+
+    /// The children of a word of level 2 or above whose summaries are out of date.
+    #[inline]
+    pub fn stale_children(&self, level: u32, word: u64) -> u64 {
+        self.nodes[self.index(level, word)].stale
+    }
+
+    /// The summaries of a word and all below are up to date.
+    pub fn set_fresh(&mut self, level: u32, word: u64) {
+        let index = self.index(level, word);
+        self.nodes[index].stale = 0;
+        self.root_stale &= level != self.top;
     }
 
     /// Marks `start..end`, all of it free, as taken.
     pub fn take(&mut self, start: u64, end: u64) {
-        debug_assert!(start < end && self.next(start, PageState::Taken).is_none_or(|taken| taken >= end));
-        self.take_under(self.top, 0, start, end, false);
+        debug_assert!(
+            start < end && self.all_are(start, end, PageState::Free),
+            "{start}..{end} is not all free"
+        );
+        self.change(start, end, Self::take_from, Self::take_child);
     }
 
     /// Marks `start..end`, all of it taken, as free.
     pub fn put(&mut self, start: u64, end: u64) {
-        debug_assert!(start < end && self.next(start, PageState::Free).is_none_or(|free| free >= end));
-        let filled = self.put_under(self.top, 0, start, end);
-        debug_assert!(filled == Filled::Partly, "the root word is never all ones");
+        debug_assert!(
+            start < end && self.all_are(start, end, PageState::Taken),
+            "{start}..{end} is not all taken"
+        );
+        self.change(start, end, Self::put_into, Self::put_child);
     }
 
-    /// Takes `start..end` from under a word; true when free pages remain there. `from_full`: the parent's bit
-    /// stood for all of this word until now.
-    fn take_under(&mut self, level: u32, word: u64, start: u64, end: u64, from_full: bool) -> bool {
-        let stored = self.full(level, word);
-        let mut full = if from_full { u64::MAX } else { stored };
-        let shift = level * WORD_SHIFT;
-        let first_child = word << WORD_SHIFT;
-        if level == 0 {
-            full &= !mask(start - first_child, end - first_child);
-            self.store(0, word, stored, full);
-            return full != 0;
-        }
-        let inner = self.inner(level, word);
-        let mut some = self.some[inner];
-        let (whole_start, whole_end) = (start.div_ceil(1 << shift), end >> shift);
-        if whole_start < whole_end {
-            full &= !mask(whole_start - first_child, whole_end - first_child);
-        }
-        for (child, from, to) in edges(start, end, shift).into_iter().flatten() {
-            let bit = 1 << (child - first_child);
-            let some_left = self.take_under(level - 1, child, from, to, full & bit != 0);
-            full &= !bit;
-            some = if some_left { some | bit } else { some & !bit };
-        }
-        let free = if from_full { 64 << shift } else { self.free_under[inner] };
-        self.store(level, word, stored, full);
-        self.some[inner] = some;
-        self.free_under[inner] = free - (end - start);
-        self.runs.changed(level, word);
-        full | some != 0
-    }
-
-    /// Returns `start..end` under a word. When that fills it, it is left zero, for its parent's bit to stand for it.
-    fn put_under(&mut self, level: u32, word: u64, start: u64, end: u64) -> Filled {
-        let stored = self.full(level, word);
-        let mut full = stored;
-        let shift = level * WORD_SHIFT;
-        let first_child = word << WORD_SHIFT;
-        if level == 0 {
-            full |= mask(start - first_child, end - first_child);
-            return self.store_or_fold(0, word, stored, full);
-        }
-        let inner = self.inner(level, word);
-        let mut some = self.some[inner];
-        let (whole_start, whole_end) = (start.div_ceil(1 << shift), end >> shift);
-        if whole_start < whole_end {
-            full |= mask(whole_start - first_child, whole_end - first_child);
-        }
-        for (child, from, to) in edges(start, end, shift).into_iter().flatten() {
-            let bit = 1 << (child - first_child);
-            match self.put_under(level - 1, child, from, to) {
-                Filled::Wholly => (full, some) = (full | bit, some & !bit),
-                Filled::Partly => some |= bit,
+    /// Applies `change_word` to the words that `start..end` begins and ends in, level by level, until both are one word, and then
+    /// `change_child` to the words above it. Both say whether the word has become uniform: wholly free when
+    /// pages are put, wholly taken when they are taken. Then it counts as wholly covered one level up.
+    #[inline(always)]
+    fn change(
+        &mut self,
+        start: u64,
+        end: u64,
+        change_word: impl Fn(&mut Pages, u32, u64, Covered, u64) -> bool,
+        change_child: impl Fn(&mut Pages, u32, u64, bool, u64) -> bool,
+    ) {
+        // Below the level at which the span is made of whole children there is nothing to do.
+        let mut level = ((start | end).trailing_zeros() / WORD_SHIFT).min(self.top);
+        let (from, to) = (start >> (level * WORD_SHIFT), end >> (level * WORD_SHIFT));
+        let mut covered = Covered { from, to, part_before: false, part_behind: false };
+        // A word that is covered from end to end, with no word below it changed, has its place further up.
+        let (mut low_changed, mut high_changed) = (false, false);
+        let (mut low, mut high) = (from >> WORD_SHIFT, (to - 1) >> WORD_SHIFT);
+        while low != high {
+            let mut above = Covered { from: low, to: high + 1, part_before: false, part_behind: false };
+            low_changed |= !covered.from.is_multiple_of(64);
+            if low_changed {
+                let pages = ((low + 1) << ((level + 1) * WORD_SHIFT)) - start;
+                let uniform = change_word(self, level, low, covered.in_word(low << WORD_SHIFT), pages);
+                (above.from, above.part_before) = (low + u64::from(!uniform), !uniform);
             }
+            high_changed |= !covered.to.is_multiple_of(64);
+            if high_changed {
+                let pages = end - (high << ((level + 1) * WORD_SHIFT));
+                let uniform = change_word(self, level, high, covered.in_word(high << WORD_SHIFT), pages);
+                (above.to, above.part_behind) = (high + u64::from(uniform), !uniform);
+            }
+            covered = above;
+            level += 1;
+            (low, high) = (covered.first() >> WORD_SHIFT, covered.last() >> WORD_SHIFT);
         }
-        let filled = self.store_or_fold(level, word, stored, full);
-        self.some[inner] = some;
-        self.free_under[inner] =
-            if filled == Filled::Wholly { 0 } else { self.free_under[inner] + (end - start) };
-        self.runs.changed(level, word);
+        let mut uniform = change_word(self, level, low, covered, end - start);
+        let mut child = low;
+        for level in level + 1..=self.top {
+            uniform = change_child(self, level, child, uniform, end - start);
+            child >>= WORD_SHIFT;
+        }
+        self.root_stale = true;
+    }
+
+    /// Takes the covered children, with `pages` pages, from a word; true when nothing free is left there.
+    #[inline]
+    fn take_from(&mut self, level: u32, word: u64, covered: Covered, pages: u64) -> bool {
+        let (wholly, partly) = covered.masks(word << WORD_SHIFT);
+        if level > 0 {
+            return self.take_from_node(level, word, wholly, partly, pages);
+        }
+        let leaf = &mut self.leaves[word as usize];
+        let stored = *leaf;
+        // What is taken was free. If that is not to be seen here, a bit further up stands for all of this word.
+        *leaf = if stored & wholly == 0 { !wholly } else { stored & !wholly };
+        let left = *leaf;
+        self.orders.word_changed(0, word, stored, left);
+        left == 0
+    }
+
+    /// The same, where a single child is covered.
+    #[inline(always)]
+    fn take_child(&mut self, level: u32, child: u64, wholly: bool, pages: u64) -> bool {
+        let bit = 1 << (child % 64);
+        let (gone, partly) = if wholly { (bit, 0) } else { (0, bit) };
+        self.take_from_node(level, child >> WORD_SHIFT, gone, partly, pages)
+    }
+
+    #[inline(always)]
+    fn take_from_node(&mut self, level: u32, word: u64, wholly: u64, partly: u64, pages: u64) -> bool {
+        let index = self.index(level, word);
+        let node = &mut self.nodes[index];
+        let (stored, covered) = (node.full, wholly | partly);
+        if (stored | node.some) & covered == 0 {
+            (node.full, node.free) = (u64::MAX, 64 << (level * WORD_SHIFT));
+        }
+        node.full &= !covered;
+        node.some = node.some & !covered | partly;
+        node.stale |= partly;
+        node.free -= pages;
+        let (left, empty) = (node.full, node.free == 0);
+        if left != stored {
+            self.orders.word_changed(level, word, stored, left);
+        }
+        empty
+    }
+
+    /// Returns the covered children, with `pages` pages, to a word; true when all of it is free now. Then it is left zero, for
+    /// its parent's bit to stand for it.
+    #[inline]
+    fn put_into(&mut self, level: u32, word: u64, covered: Covered, pages: u64) -> bool {
+        let (wholly, partly) = covered.masks(word << WORD_SHIFT);
+        if level > 0 {
+            return self.put_into_node(level, word, wholly, partly, pages);
+        }
+        let leaf = &mut self.leaves[word as usize];
+        let stored = *leaf;
+        let filled = stored | wholly == u64::MAX;
+        *leaf = if filled { 0 } else { stored | wholly };
+        let left = *leaf;
+        self.orders.word_changed(0, word, stored, left);
         filled
     }
 
-    #[inline]
-    fn store_or_fold(&mut self, level: u32, word: u64, stored: u64, full: u64) -> Filled {
-        let wholly = full == u64::MAX;
-        self.store(level, word, stored, if wholly { 0 } else { full });
-        if wholly { Filled::Wholly } else { Filled::Partly }
+    /// The same, where a single child is covered.
+    #[inline(always)]
+    fn put_child(&mut self, level: u32, child: u64, wholly: bool, pages: u64) -> bool {
+        let bit = 1 << (child % 64);
+        let (filled, partly) = if wholly { (bit, 0) } else { (0, bit) };
+        self.put_into_node(level, child >> WORD_SHIFT, filled, partly, pages)
     }
 
-    #[inline]
-    fn store(&mut self, level: u32, word: u64, stored: u64, full: u64) {
-        if stored != full {
-            self.full[(self.bases[level as usize] + word) as usize] = full;
-            self.orders.word_changed(level, word, stored, full);
+    #[inline(always)]
+    fn put_into_node(&mut self, level: u32, word: u64, wholly: u64, partly: u64, pages: u64) -> bool {
+        let index = self.index(level, word);
+        let node = &mut self.nodes[index];
+        let stored = node.full;
+        node.full |= wholly;
+        node.some = (node.some | partly) & !wholly;
+        node.stale |= partly;
+        node.free += pages;
+        let filled = node.full == u64::MAX;
+        if filled {
+            *node = Node::default();
         }
-    }
-
-    /// The first page at or after `from` that is free, or taken.
-    pub fn next(&self, from: u64, state: PageState) -> Option<u64> {
-        self.next_under(self.top, 0, from, state).filter(|&page| page < self.size)
-    }
-
-    fn next_under(&self, level: u32, word: u64, from: u64, state: PageState) -> Option<u64> {
-        let shift = level * WORD_SHIFT;
-        let first_child = word << WORD_SHIFT;
-        let skipped = (from >> shift).saturating_sub(first_child);
-        if skipped >= 64 {
-            return None;
+        let left = node.full;
+        if left != stored {
+            self.orders.word_changed(level, word, stored, left);
         }
-        let (full, some) = (self.full(level, word), self.some(level, word));
-        let wholly = if state == PageState::Free { full } else { !(full | some) };
-        let mut candidates = (wholly | some) & (u64::MAX << skipped);
-        while candidates != 0 {
-            let place = candidates.trailing_zeros();
-            let child = first_child + u64::from(place);
-            if wholly >> place & 1 == 1 {
-                return Some(from.max(child << shift));
-            }
-            let below = self.next_under(level - 1, child, from, state);
-            if below.is_some() {
-                return below;
-            }
-            candidates &= candidates - 1;
-        }
-        None
-    }
-
-    /// Number of free pages in `start..end`.
-    pub fn free_in(&self, start: u64, end: u64) -> u64 {
-        if start >= end { 0 } else { self.free_in_under(self.top, 0, start, end) }
-    }
-
-    fn free_in_under(&self, level: u32, word: u64, start: u64, end: u64) -> u64 {
-        let shift = level * WORD_SHIFT;
-        let first_child = word << WORD_SHIFT;
-        let (whole_start, whole_end) = (start.div_ceil(1 << shift), end >> shift);
-        let whole = if whole_start < whole_end {
-            mask(whole_start - first_child, whole_end - first_child)
-        } else {
-            0
-        };
-        let mut free = u64::from((self.full(level, word) & whole).count_ones()) << shift;
-        let mut partly = self.some(level, word) & whole;
-        while partly != 0 {
-            let child = first_child + u64::from(partly.trailing_zeros());
-            free += if level == 1 {
-                u64::from(self.full(0, child).count_ones())
-            } else {
-                self.free_under(level - 1, child)
-            };
-            partly &= partly - 1;
-        }
-        for (child, from, to) in edges(start, end, shift).into_iter().flatten() {
-            let bit = 1 << (child - first_child);
-            if self.full(level, word) & bit != 0 {
-                free += to - from;
-            } else if self.some(level, word) & bit != 0 {
-                free += self.free_in_under(level - 1, child, from, to);
-            }
-        }
-        free
-    }
-
-    /// The maximal free block that `page` is in, as its start and order.
-    pub fn block_at(&self, page: u64) -> Option<(u64, u32)> {
-        for level in 0..=self.top {
-            let unit = page >> (level * WORD_SHIFT);
-            let full = self.full(level, unit >> WORD_SHIFT);
-            if full >> (unit % 64) & 1 == 0 {
-                continue;
-            }
-            let group = |order: u32| mask(unit % 64 >> order << order, (unit % 64 >> order << order) + (1 << order));
-            let order = (0..WORD_SHIFT).rev().find(|&order| full & group(order) == group(order))?;
-            return Some((unit >> order << order << (level * WORD_SHIFT), level * WORD_SHIFT + order));
-        }
-        None
-    }
-
-    /// A maximal free block of exactly `order` inside `window`, the first or the last one, that starts at a multiple of
-    /// `2^align`. With `align > order` that is a search, which gives up after a few words.
-    pub fn block_in(&self, order: u32, align: u32, window: &Window) -> Option<u64> {
-        const WORDS_TRIED: u32 = 4;
-        let (level, j) = (order / WORD_SHIFT, order % WORD_SHIFT);
-        let (unit_shift, word_shift) = (level * WORD_SHIFT, (level + 1) * WORD_SHIFT);
-        let holders = self.orders.words_with(order);
-        let mut tried = 0;
-        let mut at = if window.top_down {
-            holders.previous(((window.end - 1) >> word_shift) as usize)
-        } else {
-            holders.next((window.start >> word_shift) as usize)
-        };
-        while let Some(word) = at.map(|word| word as u64).filter(|&word| window.touches(word, word_shift)) {
-            let starts = blocks_of_order(self.full(level, word), j)
-                & window.starts_inside(word, unit_shift, 1 << j)
-                & aligned_starts(word, unit_shift, align);
-            if starts != 0 {
-                let bit = if window.top_down { 63 - starts.leading_zeros() } else { starts.trailing_zeros() };
-                return Some(((word << WORD_SHIFT) + u64::from(bit)) << unit_shift);
-            }
-            tried += 1;
-            if align > order && tried == WORDS_TRIED {
-                return None;
-            }
-            at = if !window.top_down {
-                holders.next(word as usize + 1)
-            } else {
-                word.checked_sub(1).and_then(|word| holders.previous(word as usize))
-            };
-        }
-        None
+        filled
     }
 }
 
@@ -379,65 +393,4 @@ fn level_words(size: u64) -> Vec<u64> {
         }
         children = words;
     }
-}
-
-/// Where a search may look, and from which end: pages `start..end`, not empty.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Window {
-    pub start: u64,
-    pub end: u64,
-    pub top_down: bool,
-}
-
-impl Window {
-    /// Whether any page under word `word` of `2^word_shift` pages is inside.
-    #[inline]
-    fn touches(&self, word: u64, word_shift: u32) -> bool {
-        word << word_shift < self.end && (word + 1) << word_shift > self.start
-    }
-
-    /// Units of a word at which a block of `block_units` lies wholly inside.
-    #[inline]
-    fn starts_inside(&self, word: u64, unit_shift: u32, block_units: u64) -> u64 {
-        let first_unit = word << WORD_SHIFT;
-        let from = self.start.div_ceil(1 << unit_shift).saturating_sub(first_unit);
-        let units = (self.end >> unit_shift).saturating_sub(first_unit).min(64);
-        let to = (units + 1).saturating_sub(block_units);
-        if from < to { mask(from, to) } else { 0 }
-    }
-
-    /// Children of a word that have a page inside.
-    #[inline]
-    pub(crate) fn children_touching(&self, word: u64, unit_shift: u32) -> u64 {
-        let first_unit = word << WORD_SHIFT;
-        let from = (self.start >> unit_shift).saturating_sub(first_unit);
-        let to = self.end.div_ceil(1 << unit_shift).saturating_sub(first_unit).min(64);
-        if from < to { mask(from, to) } else { 0 }
-    }
-}
-
-/// Units of a word whose first page is a multiple of `2^align`.
-#[inline]
-fn aligned_starts(word: u64, unit_shift: u32, align: u32) -> u64 {
-    match align.checked_sub(unit_shift) {
-        None => u64::MAX,
-        Some(j) if j <= WORD_SHIFT => STARTS[j as usize],
-        Some(j) => u64::from(word.is_multiple_of(1 << (j - WORD_SHIFT).min(63))),
-    }
-}
-
-/// The children, of `2^shift` pages each, that `start..end` covers only in part, with the part: the one it starts in
-/// and the one it ends in.
-#[inline]
-fn edges(start: u64, end: u64, shift: u32) -> [Option<(u64, u64, u64)>; 2] {
-    let (first, last) = (start >> shift, end >> shift);
-    let starts_inside = first << shift != start;
-    let ends_inside = last << shift != end;
-    if first == last {
-        return [Some((first, start, end)), None];
-    }
-    [
-        starts_inside.then_some((first, start, (first + 1) << shift)),
-        ends_inside.then_some((last, last << shift, end)),
-    ]
 }

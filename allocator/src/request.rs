@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use crate::pages::Window;
+use crate::find::Window;
 use crate::span::{PAGE_BYTES, PAGE_SHIFT};
 use crate::{AllocError, Span};
 

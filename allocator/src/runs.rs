@@ -17,11 +17,8 @@
 //! once. Whoever never needs the search pays one bit an operation for it. A search that may not write walks into marked words
 //! instead of trusting them.
 
-use alloc::vec;
-use alloc::vec::Vec;
-
-use crate::pages::{Pages, Window};
-use crate::summary_set::SummarySet;
+use crate::find::Window;
+use crate::pages::Pages;
 use crate::word::{STARTS, WORD_SHIFT, has_run, longest_run, mask};
 
 /// The free runs under one word of the tree. Lengths are in pages.
@@ -37,14 +34,6 @@ pub(crate) struct Summary {
     pub align: u32,
 }
 
-#[derive(Clone)]
-pub(crate) struct Runs {
-    /// Of the words from level 1 up, in the tree's order; right where not `stale`.
-    summaries: Vec<Summary>,
-    /// Per level from 1 up: words whose summary is out of date. With a word, all above it are.
-    stale: Vec<SummarySet>,
-}
-
 /// What a search wants.
 #[derive(Copy, Clone)]
 pub(crate) struct Wanted {
@@ -56,47 +45,29 @@ pub(crate) struct Wanted {
     pub window: Window,
 }
 
-impl Runs {
-    pub fn new(level_words: &[u64]) -> Runs {
-        let inner_words: u64 = level_words[1..].iter().sum();
-        Runs {
-            summaries: vec![Summary::default(); inner_words as usize],
-            stale: level_words[1..].iter().map(|&words| SummarySet::new(words as usize)).collect(),
-        }
-    }
-
-    /// A word of level 1 or above has changed, or one below it.
-    #[inline]
-    pub fn changed(&mut self, level: u32, word: u64) {
-        self.stale[level as usize - 1].insert(word as usize);
-    }
-
-    pub fn is_stale(&self, level: u32, word: u64) -> bool {
-        self.stale[level as usize - 1].contains(word as usize)
-    }
-
-    pub fn bytes(&self) -> usize {
-        let sets: usize = self.stale.iter().map(SummarySet::bytes).sum();
-        sets + self.summaries.len() * size_of::<Summary>()
-    }
-}
-
 impl Pages {
     /// Computes the summaries that are out of date.
     pub fn refresh_runs(&mut self) {
-        for level in 1..=self.top() {
-            while let Some(word) = self.runs().stale[level as usize - 1].next(0) {
-                let summary = self.summarize(level, word as u64);
-                let inner = self.inner(level, word as u64);
-                self.runs_mut().summaries[inner] = summary;
-                self.runs_mut().stale[level as usize - 1].remove(word);
-            }
+        if self.root_is_stale() {
+            self.refresh_under(self.top(), 0);
         }
+    }
+
+    fn refresh_under(&mut self, level: u32, word: u64) {
+        // Those of level 0 are not stored.
+        let mut stale = if level > 1 { self.stale_children(level, word) & self.some(level, word) } else { 0 };
+        while stale != 0 {
+            self.refresh_under(level - 1, (word << WORD_SHIFT) + u64::from(stale.trailing_zeros()));
+            stale &= stale - 1;
+        }
+        let summary = self.summarize(level, word);
+        self.set_summary(level, word, summary);
+        self.set_fresh(level, word);
     }
 
     /// The longest free run.
     pub fn longest_run(&self) -> u64 {
-        if !self.runs().is_stale(self.top(), 0) {
+        if !self.root_is_stale() {
             return self.summary(self.top(), 0).longest;
         }
         let window = Window { start: 0, end: self.size(), top_down: false };
@@ -116,7 +87,7 @@ impl Pages {
 
     /// The first or last free run that fits, from its first aligned page on.
     pub fn run_in(&self, wanted: Wanted) -> Option<(u64, u64)> {
-        if !self.runs().is_stale(self.top(), 0) && self.summary(self.top(), 0).longest < wanted.len {
+        if !self.root_is_stale() && self.summary(self.top(), 0).longest < wanted.len {
             return None;
         }
         let mut search = Search::new(wanted, false);
@@ -125,17 +96,14 @@ impl Pages {
         search.found
     }
 
-    /// The stored summary of a word of level 1 or above.
-    pub(crate) fn summary(&self, level: u32, word: u64) -> Summary {
-        self.runs().summaries[self.inner(level, word)]
-    }
-
     /// Computes the summary of a word from its children's.
     pub(crate) fn summarize(&self, level: u32, word: u64) -> Summary {
         let shift = level * WORD_SHIFT;
         let (full, some) = (self.full(level, word), self.some(level, word));
-        let mut summary =
-            Summary { align: if full == 0 { 0 } else { shift + best_align(full, word) }, ..Summary::default() };
+        let mut summary = Summary {
+            align: if full == 0 { 0 } else { shift + best_align(full, word) },
+            ..Summary::default()
+        };
         // The run that the children so far end with, and the child behind it.
         let (mut open, mut behind) = (0, 0);
         let mut children = full | some;
@@ -196,6 +164,7 @@ impl Pages {
         let shift = level * WORD_SHIFT;
         let inside = search.wanted.window.children_touching(word, shift);
         let (full, some) = (self.full(level, word) & inside, self.some(level, word) & inside);
+        let stale = self.stale_children(level, word);
         let mut children = full | some;
         while children != 0 {
             let place = search.next_of(children);
@@ -206,7 +175,7 @@ impl Pages {
                 search.feed(start, end)
             } else if level == 1 {
                 self.visit_pages(child, search)
-            } else if self.may_hold(level - 1, child, search) {
+            } else if stale >> place & 1 == 1 || self.may_hold(level - 1, child, search) {
                 self.visit(level - 1, child, search)
             } else {
                 let summary = self.summary(level - 1, child);
@@ -221,15 +190,19 @@ impl Pages {
 
     fn may_hold(&self, level: u32, word: u64, search: &Search) -> bool {
         let summary = self.summary(level, word);
-        self.runs().is_stale(level, word)
-            || (summary.longest >= search.wanted.len && summary.align >= search.wanted.align)
+        summary.longest >= search.wanted.len && summary.align >= search.wanted.align
     }
 
     fn visit_pages(&self, word: u64, search: &mut Search) -> bool {
         let mut pages = self.full(0, word);
         let start = word << WORD_SHIFT;
         if !has_run(pages, search.wanted.len) {
-            return search.feed_ends(start, start + 64, pages.trailing_ones().into(), pages.leading_ones().into());
+            return search.feed_ends(
+                start,
+                start + 64,
+                pages.trailing_ones().into(),
+                pages.leading_ones().into(),
+            );
         }
         while pages != 0 {
             let (from, to) = if search.wanted.window.top_down {

@@ -14,8 +14,8 @@ const LEVELS_MAX: usize = 6;
 pub(crate) struct SummarySet {
     /// All levels, the lowest first.
     words: Vec<u64>,
-    /// Where each level begins in `words`; constant.
-    starts: [u32; LEVELS_MAX],
+    /// Where each level begins in `words`, and the last one ends; constant.
+    starts: [u32; LEVELS_MAX + 1],
     /// Number of levels; constant.
     levels: usize,
 }
@@ -23,12 +23,12 @@ pub(crate) struct SummarySet {
 impl SummarySet {
     /// An empty set of members below `capacity`.
     pub fn new(capacity: usize) -> SummarySet {
-        let (mut starts, mut levels, mut total, mut len) = ([0; LEVELS_MAX], 0, 0, capacity.max(1));
+        let (mut starts, mut levels, mut total, mut len) = ([0; LEVELS_MAX + 1], 0, 0, capacity.max(1));
         loop {
             len = len.div_ceil(64);
-            starts[levels] = total as u32;
             levels += 1;
             total += len;
+            starts[levels] = total as u32;
             if len == 1 {
                 return SummarySet { words: vec![0; total], starts, levels };
             }
@@ -63,8 +63,20 @@ impl SummarySet {
     }
 
     #[inline]
-    pub fn contains(&self, member: usize) -> bool {
-        self.words[member / 64] >> (member % 64) & 1 == 1
+    pub fn is_empty(&self) -> bool {
+        self.words[self.words.len() - 1] == 0
+    }
+
+    /// The smallest member of a set that is not empty.
+    #[inline]
+    pub fn first(&self) -> usize {
+        self.descend(self.levels, 0, true)
+    }
+
+    /// The largest member of a set that is not empty.
+    #[inline]
+    pub fn last(&self) -> usize {
+        self.descend(self.levels, 0, false)
     }
 
     /// The smallest member that is at least `from`.
@@ -73,8 +85,7 @@ impl SummarySet {
         let mut at = from;
         for level in 0..self.levels {
             let start = self.starts[level] as usize;
-            let end = self.starts.get(level + 1).filter(|_| level + 1 < self.levels);
-            if start + at / 64 >= end.map_or(self.words.len(), |&end| end as usize) {
+            if start + at / 64 >= self.starts[level + 1] as usize {
                 return None;
             }
             let word = self.words[start + at / 64] & (u64::MAX << (at % 64));
@@ -100,7 +111,7 @@ impl SummarySet {
         None
     }
 
-    /// From bit `at` of `level` down to the first or last member under it.
+    /// From bit `at` of `level`, which stands for word `at` below, down to the first or last member under it.
     #[inline]
     fn descend(&self, level: usize, mut at: usize, first: bool) -> usize {
         for below in (0..level).rev() {
@@ -138,8 +149,11 @@ mod tests {
                     set.remove(member);
                     model.remove(&member);
                 }
+                prop_assert_eq!(set.is_empty(), model.is_empty());
+                if !set.is_empty() {
+                    prop_assert_eq!((Some(&set.first()), Some(&set.last())), (model.first(), model.last()));
+                }
                 for probe in [0, member, (member * 7 + 3) % capacity, capacity - 1] {
-                    prop_assert_eq!(set.contains(probe), model.contains(&probe));
                     prop_assert_eq!(set.next(probe), model.range(probe..).next().copied());
                     prop_assert_eq!(set.previous(probe), model.range(..=probe).next_back().copied());
                 }

@@ -35,15 +35,38 @@ pub(crate) const fn mask(from: u64, to: u64) -> u64 {
 }
 
 /// Given the whole groups of order `j`, those of order `j + 1`.
-#[inline]
+#[inline(always)]
 pub(crate) const fn pair_up(whole: u64, j: u32) -> u64 {
     whole & (whole >> (1 << j)) & STARTS[j as usize + 1]
 }
 
 /// Given the whole groups of order `j` and of order `j + 1`, the maximal blocks of order `j`.
-#[inline]
+#[inline(always)]
 pub(crate) const fn maximal(whole: u64, whole_pairs: u64, j: u32) -> u64 {
     whole & !(whole_pairs | (whole_pairs << (1 << j)))
+}
+
+/// Bit j is set when there is a maximal block of order `j` in `word`.
+#[inline(always)]
+pub(crate) const fn orders_in(word: u64) -> u64 {
+    let whole_1 = pair_up(word, 0);
+    let whole_2 = pair_up(whole_1, 1);
+    let whole_3 = pair_up(whole_2, 2);
+    let whole_4 = pair_up(whole_3, 3);
+    let whole_5 = pair_up(whole_4, 4);
+    let whole_6 = pair_up(whole_5, 5);
+    has_maximal(word, whole_1, 0)
+        | has_maximal(whole_1, whole_2, 1)
+        | has_maximal(whole_2, whole_3, 2)
+        | has_maximal(whole_3, whole_4, 3)
+        | has_maximal(whole_4, whole_5, 4)
+        | has_maximal(whole_5, whole_6, 5)
+}
+
+#[inline(always)]
+const fn has_maximal(whole: u64, whole_pairs: u64, j: u32) -> u64 {
+    // A group that is not maximal has its buddy beside it.
+    ((whole != whole_pairs | (whole_pairs << (1 << j))) as u64) << j
 }
 
 /// First units of the maximal blocks of order `j` in `word`.
@@ -144,6 +167,7 @@ mod tests {
                         && !group_is_whole(word, order + 1, double);
                     prop_assert_eq!(blocks_of_order(word, order) >> start & 1 == 1, expected);
                 }
+                prop_assert_eq!(orders_in(word) >> order & 1 == 1, blocks_of_order(word, order) != 0);
             }
         }
     }

@@ -26,9 +26,15 @@ impl Wanted {
             Mode::Contiguous => (request.align_bytes, true),
         };
         let granule = (block_bytes / PAGE_BYTES).max(1) as usize;
-        let end = if request.range.end == u64::MAX { pages } else { (request.range.end / PAGE_BYTES) as usize };
+        let end =
+            if request.range.end == u64::MAX { pages } else { (request.range.end / PAGE_BYTES) as usize };
         let start = ((request.range.start / PAGE_BYTES) as usize).next_multiple_of(granule);
-        Wanted { len: (request.len_bytes / PAGE_BYTES) as usize, granule, window: start..end.max(start), contiguous }
+        Wanted {
+            len: (request.len_bytes / PAGE_BYTES) as usize,
+            granule,
+            window: start.min(end)..end,
+            contiguous,
+        }
     }
 }
 
@@ -57,21 +63,29 @@ impl Model {
         self.runs().iter().map(|run| run.len_bytes).max().unwrap_or(0)
     }
 
-    /// Free pages from `start` on, up to the window's end.
+    /// Free pages from `start` on, at most a granule, up to the window's end.
     fn free_from(&self, start: usize, wanted: &Wanted) -> usize {
-        self.free[start..wanted.window.end].iter().take_while(|&&free| free).count()
+        let end = wanted.window.end.min(start + wanted.granule);
+        self.free[start..end].iter().take_while(|&&free| free).count()
     }
 
     /// How many of the wanted pages can be had.
     fn available(&self, wanted: &Wanted) -> usize {
         let places = wanted.window.clone().step_by(wanted.granule);
         if wanted.contiguous {
-            return places.map(|start| self.free_from(start, wanted)).max().unwrap_or(0).min(wanted.len);
+            // A run goes on for as long as places in a row are wholly free.
+            let (mut run, mut longest) = (0, 0);
+            for start in places {
+                let prefix = self.free_from(start, wanted);
+                longest = longest.max(run + prefix);
+                run = if prefix == wanted.granule { run + prefix } else { 0 };
+            }
+            return longest.min(wanted.len);
         }
         let tail = wanted.len % wanted.granule;
         let (mut whole, mut tail_fits_a_part) = (0, false);
         for start in places {
-            let prefix = self.free_from(start, wanted).min(wanted.granule);
+            let prefix = self.free_from(start, wanted);
             if prefix == wanted.granule {
                 whole += 1;
             } else {
@@ -107,7 +121,10 @@ impl Model {
         for &span in spans {
             assert_eq!(span.start_bytes % granule_bytes, 0, "{span} is not aligned");
             let window = wanted.window.start as u64 * PAGE_BYTES..=wanted.window.end as u64 * PAGE_BYTES;
-            assert!(window.contains(&span.start_bytes) && window.contains(&span.end_bytes()), "{span} is outside");
+            assert!(
+                window.contains(&span.start_bytes) && window.contains(&span.end_bytes()),
+                "{span} is outside"
+            );
             self.set(span, false);
         }
     }
@@ -173,7 +190,10 @@ enum Step {
     /// Some span, whatever its state.
     FreeAny(Index, Index),
     /// Checkerboards and combs: every `period`-th group of `width` pages is freed, the rest is allocated.
-    Comb { period: usize, width: usize },
+    Comb {
+        period: usize,
+        width: usize,
+    },
 }
 
 fn any_step(max_log2: f64) -> impl Strategy<Value = Step> {
@@ -212,7 +232,10 @@ fn check_error(error: AllocError, request: &Request, model: &Model, wanted: &Wan
     let free = model.free[wanted.window.clone()].iter().filter(|&&free| free).count() as u64 * PAGE_BYTES;
     match error {
         AllocError::TooLarge { wanted_bytes, range_bytes } => {
-            assert_eq!((wanted_bytes, range_bytes), (request.len_bytes, wanted.window.len() as u64 * PAGE_BYTES));
+            assert_eq!(
+                (wanted_bytes, range_bytes),
+                (request.len_bytes, wanted.window.len() as u64 * PAGE_BYTES)
+            );
             assert!(wanted.window.len() < wanted.len);
         }
         AllocError::Exhausted { wanted_bytes, free_bytes } => {
@@ -242,7 +265,10 @@ fn free(buddy: &mut Buddy, model: &mut Model, span: Span) {
         Some(at) => {
             let free_at_bytes = (pages.start + at) as u64 * PAGE_BYTES;
             let Span { start_bytes, len_bytes } = span;
-            assert_eq!(buddy.free(span), Err(AllocError::AlreadyFree { start_bytes, len_bytes, free_at_bytes }));
+            assert_eq!(
+                buddy.free(span),
+                Err(AllocError::AlreadyFree { start_bytes, len_bytes, free_at_bytes })
+            );
         }
     }
 }
@@ -336,8 +362,13 @@ fn any_steps(max_log2: f64, count: usize) -> impl Strategy<Value = Vec<(Step, In
     prop::collection::vec((any_step(max_log2), any::<Index>(), any::<Index>()), 1..count)
 }
 
+/// A failure is printed with its smallest input; nothing is written beside the sources.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 2000, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(768))]
+    #![proptest_config(cases(768))]
 
     #[test]
     fn a_small_region_does_what_the_model_does(pages in 1usize..=300, steps in any_steps(8.0, 60)) {
@@ -354,7 +385,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn a_region_of_four_levels_does_what_the_model_does(

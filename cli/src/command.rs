@@ -53,7 +53,10 @@ impl Outputs {
         let named: Vec<_> = [&options.json, &options.html, &options.perfetto].into_iter().flatten().collect();
         for (index, path) in named.iter().enumerate() {
             if named[..index].contains(path) {
-                return Err(Error::usage(path.display().to_string(), "two results cannot go to the same file"));
+                return Err(Error::usage(
+                    path.display().to_string(),
+                    "two results cannot go to the same file",
+                ));
             }
         }
         for (option, path) in [("--html", &options.html), ("--perfetto", &options.perfetto)] {
@@ -62,7 +65,11 @@ impl Outputs {
             }
         }
         let open = |path: &Option<std::path::PathBuf>| path.as_deref().map(Output::open).transpose();
-        Ok(Outputs { json: open(&options.json)?, html: open(&options.html)?, perfetto: open(&options.perfetto)? })
+        Ok(Outputs {
+            json: open(&options.json)?,
+            html: open(&options.html)?,
+            perfetto: open(&options.perfetto)?,
+        })
     }
 }
 
@@ -124,9 +131,11 @@ fn stop_on_interrupt(stop: Arc<AtomicBool>) {
             std::process::exit(130);
         }
         // Nobody may be reading.
-        let _nobody_reads = writeln!(std::io::stderr(), "\ninterrupted: ending in order; once more to end at once");
+        let _nobody_reads =
+            writeln!(std::io::stderr(), "\ninterrupted: ending in order; once more to end at once");
     };
     if let Err(error) = ctrlc::set_handler(handler) {
-        let _nobody_reads = writeln!(std::io::stderr(), "devpagemap: Ctrl-C will end the replay at once: {error}");
+        let _nobody_reads =
+            writeln!(std::io::stderr(), "devpagemap: Ctrl-C will end the replay at once: {error}");
     }
 }

@@ -125,7 +125,10 @@ impl ReplayOptions {
             });
         }
         if self.device != "software" {
-            return Err(Error::usage("--device", format!("`{}` is neither software nor pci:ADDRESS", self.device)));
+            return Err(Error::usage(
+                "--device",
+                format!("`{}` is neither software nor pci:ADDRESS", self.device),
+            ));
         }
         if self.vram == Some(0) {
             return Err(Error::usage("--vram", "a GPU with 0 bytes of video memory cannot hold anything"));
@@ -202,7 +205,9 @@ mod tests {
         assert_eq!(parse_size("8GiB"), Ok(8 << 30));
         assert_eq!(parse_size("4096"), Ok(4096));
         assert_eq!(parse_size("1 gib"), Ok(1 << 30));
-        for wrong in ["", "MiB", "1.5GiB", "-1", "12MB", "9999999999999TiB", "18446744073709551616", "5 apples"] {
+        for wrong in
+            ["", "MiB", "1.5GiB", "-1", "12MB", "9999999999999TiB", "18446744073709551616", "5 apples"]
+        {
             assert!(parse_size(wrong).is_err(), "{wrong:?} is not a size");
         }
     }

@@ -18,11 +18,34 @@ use crate::timeline::{Inner, TimelineId};
 
 crate::sync::thread_local! {
     static WAITS: Cell<u64> = Cell::default();
+    static CALLBACKS: Cell<u32> = Cell::default();
 }
 
 /// How often this thread has gone to sleep for a fence. Code that promises never to wait compares it before and after.
 pub fn blocking_waits() -> u64 {
     WAITS.with(Cell::get)
+}
+
+/// Whether this thread is running a fence callback. Destructors that would wait for engines ask, because the thread may
+/// be the one whose progress they would wait for.
+pub fn in_callback() -> bool {
+    CALLBACKS.with(Cell::get) > 0
+}
+
+/// While it lives, this thread runs callbacks.
+pub(crate) struct InsideCallback(());
+
+impl InsideCallback {
+    pub(crate) fn enter() -> InsideCallback {
+        CALLBACKS.with(|depth| depth.set(depth.get() + 1));
+        InsideCallback(())
+    }
+}
+
+impl Drop for InsideCallback {
+    fn drop(&mut self) {
+        CALLBACKS.with(|depth| depth.set(depth.get() - 1));
+    }
 }
 
 fn count_blocking_wait() {

@@ -15,7 +15,7 @@
 //! innermost held one ([E0277]), and a token used while something taken with it is still held ([E0499]).
 //!
 //! What types cannot see (a second root forged inside a lock, a callback that locks) is left to
-//! [`lockdep`](crate::lockdep), which watches the same ranks at run time in debug builds and models.
+//! [`lockdep`], which watches the same ranks at run time in debug builds and models.
 //!
 //! ```
 //! use devpagemap_fence::levels::{Device, Region};
@@ -168,7 +168,7 @@ pub struct Lock<L: Level, T> {
 }
 
 impl<L: Level, T> Lock<L, T> {
-    /// A lock around `value`; `class` names it in the reports of [`lockdep`](crate::lockdep).
+    /// A lock around `value`; `class` names it in the reports of [`lockdep`].
     pub fn new(class: &'static str, value: T) -> Self {
         Lock { class, mutex: Mutex::new(value), level: PhantomData }
     }

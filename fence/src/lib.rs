@@ -61,7 +61,7 @@ mod watchdog;
 
 pub use error::{Contended, FenceError, SlotsExhausted, WaitError};
 pub use exec::{Exec, LockSet, Slot};
-pub use fence::{Callback, Fence, blocking_waits};
+pub use fence::{Callback, Fence, blocking_waits, in_callback};
 pub use fence_set::FenceSet;
 pub use levels::{Below, Guard, Held, Level, Lock};
 pub use reservation::{Locked, Reservable, Reservation, Usage};

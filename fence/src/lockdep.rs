@@ -11,10 +11,6 @@
 //!
 //! A report names both ends: where the offending lock was asked for, and where the one in its way was taken.
 
-use std::panic::Location;
-
-use crate::levels::{Level, Region, Tickets};
-
 /// The group of a lock that may not be joined by another of its rank.
 pub(crate) const ALONE: u64 = 0;
 
@@ -51,10 +47,11 @@ pub fn held_count() -> usize {
 
 #[cfg(any(debug_assertions, loom))]
 mod watched {
-    use super::{ALONE, Level, Location, Region, Tickets};
-    use crate::levels::ORDER;
+    use super::ALONE;
+    use crate::levels::{Level, ORDER, Region, Tickets};
     use std::cell::RefCell;
     use std::marker::PhantomData;
+    use std::panic::Location;
 
     struct Entry {
         id: u64,

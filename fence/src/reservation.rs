@@ -77,7 +77,7 @@ pub trait Reservable: Send + Sync + 'static {
 /// Who asks for a lock.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Bidder {
-    /// The ticket; smaller is older.
+    /// The ticket; smaller is older. 0 for a single lock, which draws one if it has to queue.
     pub stamp: u64,
     /// Whether the ticket may hold several reservations, and so wait for one while holding another.
     pub many: bool,
@@ -85,6 +85,11 @@ pub(crate) struct Bidder {
     pub holds: bool,
     /// Where the holder keeps the object; given back when the same ticket asks again.
     pub slot: u32,
+}
+
+impl Bidder {
+    /// Somebody who locks one reservation and no other.
+    const SINGLE: Bidder = Bidder { stamp: 0, many: false, holds: false, slot: 0 };
 }
 
 /// How asking for a lock ended well.
@@ -224,7 +229,7 @@ impl<T> Reservation<T> {
     {
         let _ = held;
         let record = lockdep::acquire(Tickets::RANK, "reservation", lockdep::ALONE);
-        let bidder = Bidder { stamp: fresh_stamp(), many: false, holds: false, slot: 0 };
+        let bidder = Bidder::SINGLE;
         match self.acquire(bidder) {
             Ok(Acquired::Payload(payload)) => Locked::new(self, payload, record),
             Ok(Acquired::Already(_)) | Err(Contended) => {
@@ -236,7 +241,7 @@ impl<T> Reservation<T> {
     /// Locks if that takes no waiting. Legal whatever else is held, since who does not wait cannot deadlock.
     #[track_caller]
     pub fn try_lock(&self) -> Option<Locked<'_, T>> {
-        let bidder = Bidder { stamp: fresh_stamp(), many: false, holds: false, slot: 0 };
+        let bidder = Bidder::SINGLE;
         match self.try_acquire(&bidder)? {
             Acquired::Payload(payload) => {
                 let record = lockdep::acquire_tried(Tickets::RANK, "reservation", lockdep::ALONE);
@@ -265,18 +270,21 @@ impl<T> Reservation<T> {
     }
 
     /// Takes the lock for `bidder`, sleeping unless wait-die forbids it.
-    pub(crate) fn acquire(&self, bidder: Bidder) -> Result<Acquired<T>, Contended> {
-        let stamp = bidder.stamp;
+    pub(crate) fn acquire(&self, mut bidder: Bidder) -> Result<Acquired<T>, Contended> {
         let mut state = self.state.lock_leaf();
         if let Some(payload) = state.take(&bidder) {
             return Ok(Acquired::Payload(payload));
         }
-        if let Some(slot) = state.held_by(stamp) {
+        if let Some(slot) = state.held_by(bidder.stamp) {
             return Ok(Acquired::Already(slot));
         }
-        if state.must_die(stamp, bidder.holds) {
+        if state.must_die(bidder.stamp, bidder.holds) {
             return Err(Contended);
         }
+        if !bidder.many {
+            bidder.stamp = fresh_stamp();
+        }
+        let stamp = bidder.stamp;
         #[cfg(loom_mutant = "waiter_queues_too_late")]
         let mut state = {
             drop(state);

@@ -383,13 +383,20 @@ impl Inner {
     }
 }
 
-/// Runs due callbacks until there are none, also when one of them panics.
+/// Runs due callbacks until there are none, also when one of them panics: then its drop goes on.
 struct Drainer<'a>(&'a Inner);
 
 impl Drainer<'_> {
     #[track_caller]
-    fn run(&self) {
+    fn run(self) {
+        self.drain();
+        std::mem::forget(self);
+    }
+
+    #[track_caller]
+    fn drain(&self) {
         let _scope = lockdep::Callback::begin();
+        let _inside = crate::fence::InsideCallback::enter();
         while let Some((callback, outcome)) = self.0.next_due() {
             callback(outcome);
         }
@@ -398,9 +405,7 @@ impl Drainer<'_> {
 
 impl Drop for Drainer<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.run();
-        }
+        self.drain();
     }
 }
 

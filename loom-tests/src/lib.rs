@@ -10,6 +10,10 @@
 //! RUSTFLAGS='--cfg loom --cfg loom_mutant="signal_publishes_nothing"' cargo test ... # must not exit with 0
 //! ```
 //!
+//! A trap in loom 0.7.2 shapes the models: it may not explore that a load sees another thread's store when that thread
+//! loads the same atomic before it stores. Somebody who looks once then never sees the change, and a model made of such
+//! looks passes with every mutant. Observers here look until they see, yielding in between.
+//!
 //! A mutant that deadlocks aborts the whole process, since loom cannot unwind out of a deadlock; hence the exit status
 //! is what counts. Without `--cfg loom` this package is empty.
 #![cfg(loom)]

@@ -33,6 +33,7 @@ use devpagemap_fence::sync::{Condvar, Mutex};
 use devpagemap_fence::{Held, Lock, Timeline, Watched};
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,7 @@ impl Inner {
         levels::MoveQueue: Below<H>,
     {
         let Some(driving) = Driving::begin(self) else { return };
-        let mut published = None;
+        let (mut published, mut panicked) = (None, None);
         loop {
             let now = Instant::now();
             let mut state = self.state.lock(held);
@@ -100,7 +101,12 @@ impl Inner {
             drop(state);
             notes.iter().for_each(|reason| tracing::warn!(%reason, "move queue fell back"));
             match step {
-                Step::Publish(publication) => published = Some(self.publish(publication)),
+                Step::Publish(publication) => {
+                    published = Some(publication.lane);
+                    // A callback that panics must stop neither its lane nor what others wait for.
+                    let signalled = catch_unwind(AssertUnwindSafe(|| self.publish(publication)));
+                    panicked = panicked.or(signalled.err());
+                }
                 Step::Submit { engine, index, ticket, chunk } => {
                     if let Err(error) = engine.submit(chunk, self.completion(index, ticket)) {
                         // Before what the dropped completion has noted meanwhile: this says why.
@@ -112,6 +118,9 @@ impl Inner {
         }
         drop(driving);
         self.changed.notify_all();
+        if let Some(panic) = panicked {
+            resume_unwind(panic);
+        }
     }
 
     /// The fences that a move waited for have signalled.
@@ -146,8 +155,8 @@ impl Inner {
         }
     }
 
-    /// Signals points of a lane and returns the lane.
-    fn publish(&self, publication: Publication) -> usize {
+    /// Signals points of a lane.
+    fn publish(&self, publication: Publication) {
         let Publication { lane, upto, failed, count, spans } = publication;
         let timeline = &self.timelines[lane];
         // Counted first: who was woken by the fence may ask at once whether the queue is idle.
@@ -160,7 +169,6 @@ impl Inner {
             timeline.fail(seqno, error);
         }
         drop(spans);
-        lane
     }
 
     fn completion(&self, engine: usize, ticket: Ticket) -> Completion {

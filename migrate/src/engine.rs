@@ -149,8 +149,9 @@ impl Completion {
         Completion { answer: Some(Box::new(answer)) }
     }
 
-    /// Reports how the chunk ended. Fences may be signalled and callbacks run before this returns, so nothing
-    /// at region level or further in may be held, and no lock that `submit` or `reset` takes.
+    /// Reports how the chunk ended. Inside [`CopyEngine::submit`] and [`CopyEngine::reset`] the report is only noted;
+    /// elsewhere fences are signalled and callbacks run before this returns, so no lock of the order may be held, and
+    /// none that `submit` or `reset` takes.
     pub fn complete(mut self, result: Result<(), EngineError>) {
         if let Some(answer) = self.answer.take() {
             answer(result);

@@ -35,6 +35,8 @@ pub(crate) struct Lane {
     pub(crate) load_bytes: u64,
     /// Some thread is signalling this lane's next points.
     pub(crate) publishing: bool,
+    /// Moves up to this point were made urgent.
+    hurried: u64,
     /// The lane waits for a thread to publish its front.
     pub(crate) listed: bool,
 }
@@ -48,8 +50,16 @@ impl Lane {
             blocked: 0,
             load_bytes: 0,
             publishing: false,
+            hurried: 0,
             listed: false,
         }
+    }
+
+    /// The moves up to `seqno` that were not asked for before.
+    pub(crate) fn hurry(&mut self, seqno: u64) -> Vec<MoveId> {
+        let begin = self.line.partition_point(|place| place.seqno <= self.hurried);
+        self.hurried = self.hurried.max(seqno);
+        self.line.range(begin..).take_while(|place| place.seqno <= seqno).map(|place| place.id).collect()
     }
 }
 

@@ -19,6 +19,8 @@ pub unsafe trait MemoryMap: Send + Sync {
 }
 
 /// Memory of this process that stands in for a device's, one block a space, zeroed at first.
+///
+/// As with a device's memory, whoever reads or writes it waits for the fences of the moves that touch those bytes.
 pub struct HeapMemory {
     vram: Block,
     system: Block,

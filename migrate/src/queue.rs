@@ -94,7 +94,7 @@ impl MoveQueue {
         #[cfg(not(loom_mutant = "move_listens_before_it_is_admitted"))]
         let early = {
             let inner = Arc::downgrade(inner);
-            blockers.on_signaled(move || released(&inner, id)).is_err()
+            blockers.is_empty() || blockers.on_signaled(move || released(&inner, id)).is_err()
         };
         if early {
             inner.release(id, held);

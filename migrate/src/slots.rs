@@ -54,7 +54,7 @@ pub(crate) struct Part {
 }
 
 /// A chunk that an engine holds.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct InFlight {
     pub(crate) ticket: Ticket,
     pub(crate) since: Instant,

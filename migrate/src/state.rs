@@ -185,8 +185,7 @@ impl State {
     fn hurry(&mut self, waits: &FenceSet) {
         let mut todo: Vec<(usize, u64)> = self.own_points(waits);
         while let Some((lane, seqno)) = todo.pop() {
-            let places: Vec<MoveId> =
-                self.lanes[lane].line.iter().take_while(|p| p.seqno <= seqno).map(|p| p.id).collect();
+            let places = self.lanes[lane].hurry(seqno);
             for id in places {
                 let record = self.moves.get_mut(&id).expect("a move in a lane is in the table");
                 if record.urgency == Urgency::Foreground {
@@ -211,8 +210,8 @@ impl State {
     }
 
     fn own_points(&self, waits: &FenceSet) -> Vec<(usize, u64)> {
-        let point = |(index, lane): (usize, &Lane)| Some((index, waits.get(lane.timeline)?.seqno()));
-        self.lanes.iter().enumerate().filter_map(point).collect()
+        let slow = self.lanes.iter().enumerate().filter(|(_, lane)| lane.urgency == Urgency::Background);
+        slow.filter_map(|(index, lane)| Some((index, waits.get(lane.timeline)?.seqno()))).collect()
     }
 
     /// The fences a move waited for have signalled. Returns them, to be dropped without the lock.
@@ -330,7 +329,10 @@ impl State {
         let since = slot.in_flight.front().map_or(now, |oldest| slot.last_progress(oldest.since));
         let waited_ns = u64::try_from(now.saturating_duration_since(since).as_nanos()).unwrap_or(u64::MAX);
         slot.health = Health::Resetting;
+        #[cfg(not(loom_mutant = "hung_engine_keeps_its_tickets"))]
         let chunks = std::mem::take(&mut slot.in_flight).into();
+        #[cfg(loom_mutant = "hung_engine_keeps_its_tickets")]
+        let chunks = slot.in_flight.iter().cloned().collect();
         let engine = slot.engine.clone();
         ledger.engine_hung(index);
         self.note_idle_engines(now, ledger);
@@ -410,7 +412,8 @@ impl State {
     /// Takes the ended moves off the lane's front, up to and including the first one that failed.
     fn publish(&mut self, index: usize) -> Step {
         let lane = &mut self.lanes[index];
-        (lane.listed, lane.publishing) = (false, true);
+        lane.listed = false;
+        lane.publishing = cfg!(not(loom_mutant = "lane_has_two_publishers"));
         self.publishing += 1;
         let mut publication =
             Publication { lane: index, upto: None, failed: None, count: 0, spans: Vec::new() };

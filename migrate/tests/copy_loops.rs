@@ -99,17 +99,6 @@ fn a_fill_writes_the_value_on_both_sides_of_the_switch() {
     }
 }
 
-#[test]
-#[should_panic(expected = "is not available here")]
-fn a_kernel_this_processor_lacks_is_refused() {
-    let lacking = [Kernel::Avx512, Kernel::Avx2, Kernel::Portable]
-        .into_iter()
-        .find(|kernel| !Kernel::available().contains(kernel));
-    let Some(kernel) = lacking else { panic!("skipped: everything that is not available here is available") };
-    // SAFETY: nothing to copy.
-    unsafe { kernel.stream(&[]) };
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

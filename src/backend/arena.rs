@@ -3,8 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::error::{Error, Result};
 
@@ -39,7 +38,9 @@ impl Arena {
     }
 
     /// Memory behind a memfd.
+    #[cfg(not(loom))]
     pub(crate) fn shared(name: &str, len_bytes: u64) -> Result<Arena> {
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
         let len = usize_of(len_bytes)?;
         let io = |action| move |errno: rustix::io::Errno| io_error(action, len_bytes, errno);
         let memfd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
@@ -47,7 +48,7 @@ impl Arena {
         ftruncate(&memfd, len_bytes).map_err(io("size a memfd"))?;
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: a new mapping of a new memfd, at an address of the kernel's choice, aliases nothing.
-        let start = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, &memfd, 0) };
+        let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, &memfd, 0) };
         let start = mapped(start, "map a memfd", len_bytes)?;
         Ok(Arena { start, len_bytes, memfd: Some(memfd) })
     }

@@ -41,6 +41,11 @@ impl Ring {
         Ok(Ring { timeline, jobs: Mutex::new(Some(sender)), thread: Some(thread) })
     }
 
+    /// Whether the calling thread is the one that runs this ring's jobs.
+    pub(crate) fn is_this_thread(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| thread.thread().id() == std::thread::current().id())
+    }
+
     /// How many jobs have not finished.
     pub(crate) fn backlog(&self) -> u64 {
         self.timeline.allocated() - self.timeline.completed()
@@ -67,9 +72,11 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         drop(self.jobs.lock().take());
-        let Some(thread) = self.thread.take() else { return };
-        // A job may hold the last reference to the device; a thread cannot join itself, and ends right after that job.
-        if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+        // A job may hold the last reference to this GPU; a thread cannot join itself, and ends right after that job.
+        if self.is_this_thread() {
+            return;
+        }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(ring = self.timeline.name(), "a ring's thread panicked");
         }
     }

@@ -136,6 +136,10 @@ impl Driver for SoftwareGpu {
         Ok(shared)
     }
 
+    fn is_engine_thread(&self) -> bool {
+        self.rings.iter().any(Ring::is_this_thread)
+    }
+
     fn fallback_engine(&self, memory: &DeviceMemory) -> Option<Arc<dyn CopyEngine>> {
         let memory = self.whole_memory(memory).ok()?;
         Some(CpuEngine::new("cpu", Arc::new(memory)))

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use devpagemap_allocator::Span;
+use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Fence, FenceSet, Slot};
 use devpagemap_migrate::Urgency;
 
@@ -87,7 +88,7 @@ impl Transaction<'_, '_> {
                     return Ok(victims);
                 }
                 Step::WaitFor(other) => drop(self.exec.lock(&other)?),
-                Step::TryAgain => std::thread::yield_now(),
+                Step::TryAgain => yield_now(),
                 Step::GiveUp(error) => return Err(error),
             }
         }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use devpagemap_fence::sync::thread::yield_now;
+
 use super::BufferObject;
 use super::plan::{Claimed, Step, when_short};
 use super::validate::{Pass, Transaction};
@@ -56,7 +58,7 @@ impl Transaction<'_, '_> {
             match when_short(walk, in_transit, exhausted) {
                 Step::WaitFor(other) => drop(self.exec.lock(&other)?),
                 Step::GiveUp(error) => return Err(error),
-                Step::TryAgain | Step::Evict(_) => std::thread::yield_now(),
+                Step::TryAgain | Step::Evict(_) => yield_now(),
             }
         }
     }

@@ -156,7 +156,7 @@ impl Buffer {
     /// Waits until all work on this buffer is done.
     ///
     /// # Errors
-    /// [`Error::FenceFailed`] when work on it failed.
+    /// [`Error::FenceFailed`] when work that was still outstanding failed, or a move has lost the bytes.
     pub fn wait(&self) -> Result<()> {
         self.0.manager.wait(&self.0.reservation.fences(Usage::Read))?;
         self.0.check_not_lost()

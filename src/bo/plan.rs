@@ -1,5 +1,6 @@
 //! Planning an eviction: a look at the region under its lock, which ends in who goes, whom to wait for, or why it cannot be.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
@@ -7,7 +8,7 @@ use devpagemap_allocator::Span;
 use devpagemap_fence::LockSet;
 
 use super::validate::Transaction;
-use super::victims::{Victim, Walk, lock_victim, spare_unneeded, walk};
+use super::victims::{Victim, Walk, lock_victim, member_ids, spare_unneeded, walk};
 use super::window::{Segment, cheapest_window};
 use super::{BufferObject, EvictionPolicy, Place};
 use crate::error::Error;
@@ -78,7 +79,7 @@ impl Transaction<'_, '_> {
         let (set, mut held) = self.exec.split();
         let vram = &self.manager.vram;
         let (wanted_bytes, range) = (buffer.footprint_bytes, vram.range_of(place));
-        let mut avoided: Vec<u64> = self.members.iter().map(|slot| set.object(*slot).id()).collect();
+        let mut avoided = member_ids(set, &self.members);
         let mut walk = Walk::default();
         let (claimed, largest_bytes) = {
             let mut state = vram.state.lock(&mut held);
@@ -87,7 +88,7 @@ impl Transaction<'_, '_> {
                 choose_window(&state, wanted_bytes, &range, &avoided, self.manager.policy)
             {
                 match lock_owners(set, &owners, &mut walk) {
-                    Err(unavailable) => avoided.push(unavailable),
+                    Err(unavailable) => drop(avoided.insert(unavailable)),
                     Ok(victims) => {
                         let free = intersect(&state.heap.free_spans(), &window);
                         claim.taken =
@@ -117,12 +118,14 @@ pub(super) enum Claimed {
 
 /// Why a walk came short decides what to do: wait for who holds the bytes, look again, or say that there are none.
 pub(super) fn when_short(walk: Walk, claimed: Claimed, error: impl FnOnce(&Walk) -> Error) -> Step {
+    #[cfg(not(loom_mutant = "contention_is_exhaustion"))]
     if let Some(other) = walk.contended.first() {
         return Step::WaitFor(other.clone());
     }
     match claimed {
         Claimed::By(other) => Step::WaitFor(other),
         Claimed::Unnamed => Step::TryAgain,
+        #[cfg(not(loom_mutant = "a_dying_buffer_has_no_bytes"))]
         Claimed::Nobody if walk.dying => Step::TryAgain,
         Claimed::Nobody => Step::GiveUp(error(&walk)),
     }
@@ -166,7 +169,7 @@ fn choose_window(
     state: &VramState,
     len_bytes: u64,
     range: &Range<u64>,
-    avoided: &[u64],
+    avoided: &HashSet<u64>,
     policy: EvictionPolicy,
 ) -> Option<(Range<u64>, Vec<Owner>)> {
     let nodes: Vec<&Node> =

@@ -223,6 +223,7 @@ impl<'t, 'h> Transaction<'t, 'h> {
         urgency: Urgency,
     ) -> (Option<Resource>, Fence) {
         let needs = self.exec.set().fences(slot, Usage::Kernel);
+        #[cfg(not(loom_mutant = "copy_overtakes_the_writer"))]
         after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));
         let old = self.exec.set_mut().state_mut(slot).resource.take();
         let operation = match &old {

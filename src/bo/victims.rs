@@ -1,5 +1,6 @@
 //! Choosing who has to go: a walk over the LRU that tries reservations and never waits for one.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use devpagemap_fence::{LockSet, Slot};
@@ -38,7 +39,7 @@ pub(crate) fn walk(
     missing_bytes: u64,
     useful: impl Fn(&Node) -> u64,
 ) -> Walk {
-    let member_ids: Vec<u64> = members.iter().map(|slot| set.object(*slot).id()).collect();
+    let member_ids = member_ids(set, members);
     let mut walk = Walk::default();
     for node in lru.in_eviction_order() {
         let useful_bytes = useful(node);
@@ -65,6 +66,11 @@ pub(crate) fn walk(
         }
     }
     walk
+}
+
+/// The ids of a transaction's own buffers.
+pub(crate) fn member_ids(set: &LockSet<BufferObject>, members: &[Slot]) -> HashSet<u64> {
+    members.iter().map(|slot| set.object(*slot).id()).collect()
 }
 
 /// The slot of a buffer that is locked already, for instance because a restart waited for it, or can be locked at once.

@@ -103,7 +103,7 @@ impl Buffer {
         let request = MoveRequest { label: self.id(), operation, urgency: Urgency::Foreground, after, needs };
         let manager = &self.0.manager;
         let (_, mut inner) = state.split();
-        let fence = manager.queue.submit(request, &mut inner);
+        let fence = manager.queue().submit(request, &mut inner);
         manager.remember(&fence, &mut inner);
         state.add_fence(fence.clone(), usage);
         Counters::add(&manager.counters.bounced_bytes, bounce.extents.len_bytes());

@@ -20,8 +20,8 @@ impl Buffer {
     /// Maps the buffer for the CPU, and waits until its bytes have arrived.
     ///
     /// # Errors
-    /// [`Error::Pinned`] when it is pinned where the CPU cannot see it, [`Error::FenceFailed`] when its bytes are lost or work on it
-    /// failed, [`Error::Exhausted`] when neither visible VRAM nor system memory can be had.
+    /// [`Error::Pinned`] when it is pinned where the CPU cannot see it, [`Error::FenceFailed`] when its bytes are
+    /// lost, [`Error::Exhausted`] when neither visible VRAM nor system memory can be had.
     pub fn map(&self) -> Result<CpuMap> {
         let manager = &self.0.manager;
         let visible = self.0.placement().for_cpu();
@@ -45,7 +45,8 @@ impl Buffer {
             tracing::debug!(buffer = self.id(), reason, "a CPU map fell back to system memory");
         }
         let map = CpuMap { buffer: self.clone(), pin, fell_back };
-        self.wait()?;
+        let _submitters_business = manager.wait(&self.fences());
+        self.0.check_not_lost()?;
         Ok(map)
     }
 }

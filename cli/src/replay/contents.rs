@@ -231,3 +231,73 @@ impl Pass<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devpagemap::{FenceError, Timeline};
+
+    fn pattern(version: u32) -> Pattern {
+        Pattern::of(9, 4, version)
+    }
+
+    #[test]
+    fn a_failed_writer_wrote_nothing_even_when_that_is_known_only_later() {
+        let timeline = Timeline::new("test");
+        let mut contents = Contents::zeros(9, 4, 4096);
+        let uploaded = contents.coming();
+        contents.written(uploaded);
+        let (first, second) = (timeline.next_point(), timeline.next_point());
+        let coming = contents.coming();
+        contents.written_by(coming, &first);
+        let after_first = contents.expected();
+        let coming = contents.coming();
+        contents.written_by(coming, &second);
+        let after_second = contents.expected();
+        assert_eq!((after_first.pattern(), after_second.pattern()), (pattern(2), pattern(3)));
+
+        timeline.fail(first.seqno(), FenceError::Cancelled);
+        assert_eq!((after_first.pattern(), after_second.pattern()), (pattern(1), pattern(3)));
+        timeline.fail(second.seqno(), FenceError::Cancelled);
+        assert_eq!(after_second.pattern(), pattern(1));
+        assert_eq!(contents.expected().pattern(), pattern(1));
+    }
+
+    #[test]
+    fn versions_that_are_known_to_stand_forget_what_was_before() {
+        let timeline = Timeline::new("test");
+        let mut contents = Contents::zeros(9, 4, 4096);
+        for _ in 0..100_000 {
+            let fence = timeline.next_point();
+            let coming = contents.coming();
+            contents.written_by(coming, &fence);
+            timeline.signal(fence.seqno());
+        }
+        let before = contents.head.previous().expect("the last writer is not looked at yet");
+        assert!(before.previous().is_none());
+        assert_eq!(contents.expected().pattern(), pattern(100_000));
+    }
+
+    #[test]
+    fn bytes_behind_the_end_of_the_buffer_are_nobodys_business() {
+        let checker = Checker::default();
+        let contents = Contents::zeros(9, 4, 5000);
+        let expected = contents.expected();
+        let mut page = vec![0; 8192];
+        page[5000..].fill(7);
+        let mut pass = checker.pass(&expected);
+        pass.check(0, &page);
+        pass.end("b", None);
+        assert_eq!((checker.bytes_checked(), checker.mismatches()), (5000, 0));
+        page[4999] = 1;
+        let mut pass = checker.pass(&expected);
+        pass.check(0, &page);
+        pass.end("b", Some(3));
+        assert_eq!(checker.mismatches(), 1);
+        let kept = checker.kept();
+        assert_eq!(
+            (kept[0].buffer.as_str(), kept[0].batch, kept[0].wrong.offset_bytes),
+            ("b", Some(3), 4992)
+        );
+    }
+}

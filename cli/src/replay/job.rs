@@ -70,7 +70,9 @@ impl Work {
             let mut pass = self.checker.pass(&part.expected);
             match part.new {
                 None => memory.read(&part.extents, |offset, bytes| pass.check(offset, bytes)),
-                Some(new) => memory.write(&part.extents, |offset, bytes| pass.check_and_fill(offset, bytes, new)),
+                Some(new) => {
+                    memory.write(&part.extents, |offset, bytes| pass.check_and_fill(offset, bytes, new))
+                }
             }
             pass.end(&part.name, self.batch);
         }

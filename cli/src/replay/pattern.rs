@@ -38,7 +38,9 @@ impl Random {
     /// A number in the range, both ends included.
     pub fn within(&mut self, range: &std::ops::RangeInclusive<u64>) -> u64 {
         match (range.end() - range.start()).checked_add(1) {
-            Some(choices) => range.start() + ((u128::from(self.next_word()) * u128::from(choices)) >> 64) as u64,
+            Some(choices) => {
+                range.start() + ((u128::from(self.next_word()) * u128::from(choices)) >> 64) as u64
+            }
             None => self.next_word(),
         }
     }
@@ -76,7 +78,9 @@ impl Pattern {
     pub fn of(seed: u64, bo: u32, version: u32) -> Pattern {
         match version {
             0 => Pattern::Zeros,
-            _ => Pattern::Words(mix(mix(seed ^ STRIDE).wrapping_add(u64::from(bo) << 32 | u64::from(version)))),
+            _ => {
+                Pattern::Words(mix(mix(seed ^ STRIDE).wrapping_add(u64::from(bo) << 32 | u64::from(version))))
+            }
         }
     }
 
@@ -101,8 +105,8 @@ impl Pattern {
         self.fill_part(offset_bytes, &mut bytes[..head]);
         let first = (offset_bytes + head as u64) / WORD_BYTES as u64;
         let (mut word, stride) = (self.word(first), self.stride());
-        for chunk in bytes[head..head + body].chunks_exact_mut(WORD_BYTES) {
-            chunk.copy_from_slice(&word.to_le_bytes());
+        for bytes in bytes[head..head + body].as_chunks_mut::<WORD_BYTES>().0 {
+            *bytes = word.to_le_bytes();
             word = word.wrapping_add(stride);
         }
         let at = bytes.len() - tail;
@@ -129,17 +133,18 @@ impl Pattern {
     }
 
     fn check_block(self, first: u64, block: &[u8]) -> Result<(), Wrong> {
+        let words = block.as_chunks::<WORD_BYTES>().0;
         let (mut word, stride) = (self.word(first), self.stride());
         let mut differs = 0;
-        for chunk in block.chunks_exact(WORD_BYTES) {
-            differs |= word ^ load(chunk);
+        for bytes in words {
+            differs |= word ^ u64::from_le_bytes(*bytes);
             word = word.wrapping_add(stride);
         }
         if differs == 0 {
             return Ok(());
         }
-        let mut words = block.chunks_exact(WORD_BYTES).map(load).zip(first..);
-        match words.find(|(found, index)| *found != self.word(*index)) {
+        let mut found = words.iter().map(|bytes| u64::from_le_bytes(*bytes)).zip(first..);
+        match found.find(|(found, index)| *found != self.word(*index)) {
             Some((found, index)) => {
                 Err(Wrong { offset_bytes: index * WORD_BYTES as u64, expected: self.word(index), found })
             }
@@ -160,11 +165,6 @@ impl Pattern {
         }
         Err(Wrong { offset_bytes: index * WORD_BYTES as u64, expected, found })
     }
-}
-
-/// The words of a slice of whole words.
-fn load(chunk: &[u8]) -> u64 {
-    chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// How many bytes come before the first whole word, belong to whole words, and come after the last one.

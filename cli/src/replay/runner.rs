@@ -89,6 +89,7 @@ struct Live {
     name: Arc<str>,
     size_bytes: u64,
     placed_at_creation: bool,
+    prefers_system: bool,
     contents: Contents,
     /// Or why the device would not have it.
     buffer: std::result::Result<Buffer, String>,
@@ -121,7 +122,7 @@ struct Run<'a> {
     samples: Samples,
     problems: Vec<Problem>,
     problem_count: u64,
-    refusals: BTreeMap<String, u64>,
+    reasons: BTreeMap<String, u64>,
     scratch: Vec<u8>,
     every_buffer_was_created: bool,
 }
@@ -140,7 +141,7 @@ impl<'a> Run<'a> {
             samples: Samples::default(),
             problems: Vec::new(),
             problem_count: 0,
-            refusals: BTreeMap::new(),
+            reasons: BTreeMap::new(),
             scratch: vec![0; CPU_CHUNK_BYTES as usize],
             every_buffer_was_created: true,
         }
@@ -180,13 +181,17 @@ impl<'a> Run<'a> {
                 self.holds.push((timeline, fence));
             }
             Step::Release { hold } => self.release(*hold),
-            Step::Delay { .. } | Step::Period { .. } | Step::At { .. } | Step::Terminate { .. } | Step::Other => {}
+            Step::Delay { .. }
+            | Step::Period { .. }
+            | Step::At { .. }
+            | Step::Terminate { .. }
+            | Step::Other => {}
         }
     }
 
     fn problem(&mut self, line: u64, kind: &str, what: String) {
         self.problem_count += 1;
-        *self.refusals.entry(kind.to_string()).or_default() += 1;
+        *self.reasons.entry(kind.to_string()).or_default() += 1;
         if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(Problem { line, what });
         }
@@ -205,6 +210,7 @@ impl<'a> Run<'a> {
             name: bo.name.as_str().into(),
             size_bytes: bo.size_bytes,
             placed_at_creation: bo.placed_at_creation,
+            prefers_system: bo.heaps.first() == Some(&Heap::System),
             contents: Contents::zeros(self.replay.config.seed, bo.id.0, bo.size_bytes),
             buffer: buffer.map_err(|error| error.to_string()),
             maps: Vec::new(),
@@ -225,13 +231,17 @@ impl<'a> Run<'a> {
             Err(error) => return Err(error.clone()),
         };
         if bo.placed_at_creation {
-            buffer.place_now().map_err(|error| format!("it could not be placed when it was created: {error}"))?;
+            buffer
+                .place_now()
+                .map_err(|error| format!("it could not be placed when it was created: {error}"))?;
         }
         match bo.first_bytes {
             FirstBytes::Submitted => Ok(()),
             FirstBytes::Uploaded if self.is_full() => self.upload(live),
             // One byte takes the same memory as all of them.
-            FirstBytes::Uploaded => buffer.write_at(0, &[0]).map_err(|error| format!("its upload failed: {error}")),
+            FirstBytes::Uploaded => {
+                buffer.write_at(0, &[0]).map_err(|error| format!("its upload failed: {error}"))
+            }
         }
     }
 
@@ -258,7 +268,8 @@ impl<'a> Run<'a> {
             self.last_of_engine.insert((batch.context, batch.engine.clone()), fence.clone());
             self.queued.push_back(fence.clone());
         }
-        let bytes = batch.uses.iter().filter_map(|one| self.live.get(&one.bo)).map(|live| live.size_bytes).sum();
+        let bytes =
+            batch.uses.iter().filter_map(|one| self.live.get(&one.bo)).map(|live| live.size_bytes).sum();
         self.batches.push(Submitted {
             line: batch.line,
             context: batch.context,
@@ -291,7 +302,10 @@ impl<'a> Run<'a> {
         let mut buffers = Vec::with_capacity(batch.uses.len());
         for one in &batch.uses {
             let live = self.live.get(&one.bo).ok_or_else(|| format!("buffer {} does not exist", one.bo.0))?;
-            let buffer = live.buffer.as_ref().map_err(|error| format!("its buffer {} was refused: {error}", live.name))?;
+            let buffer = live
+                .buffer
+                .as_ref()
+                .map_err(|error| format!("its buffer {} was refused: {error}", live.name))?;
             submission = match one.access {
                 Access::Read => submission.reads(buffer),
                 Access::Write => submission.writes(buffer),
@@ -369,11 +383,15 @@ impl<'a> Run<'a> {
                 let checked = match self.replay.config.data {
                     Data::Full => {
                         let expected = live.contents.settled(buffer);
-                        let mut check = CpuCheck { scratch: &mut self.scratch, checker: &self.checker, name: &live.name };
+                        let mut check =
+                            CpuCheck { scratch: &mut self.scratch, checker: &self.checker, name: &live.name };
                         check.run(live.size_bytes, &expected, |at, bytes| map.read(at, bytes))
                     }
                     Data::None => Ok(()),
                 };
+                if let Some(reason) = kept_in_system_memory(&map, live.prefers_system) {
+                    *self.reasons.entry(reason.to_string()).or_default() += 1;
+                }
                 live.maps.push(map);
                 checked
             }
@@ -388,7 +406,7 @@ impl<'a> Run<'a> {
 
     fn destroy(&mut self, bo: BoId, line: u64) {
         let Some(live) = self.live.remove(&bo) else { return };
-        let Live { name, size_bytes, placed_at_creation, contents, buffer, maps } = live;
+        let Live { name, size_bytes, placed_at_creation, contents, buffer, maps, .. } = live;
         drop(maps);
         let Ok(buffer) = buffer else { return };
         if self.is_full()
@@ -443,7 +461,7 @@ impl<'a> Run<'a> {
         self.compare_totals(trace, &stats);
         let (slices, batches_failed) = self.judge();
         let mut reasons = stats.reasons.clone();
-        reasons.extend(std::mem::take(&mut self.refusals));
+        reasons.extend(std::mem::take(&mut self.reasons));
         Outcome {
             config: self.replay.config.clone(),
             batches_done: trace.batches - batches_failed.len() as u32,
@@ -498,7 +516,8 @@ impl<'a> Run<'a> {
         let counted = trace.peak_live_bytes;
         if let Some(recorded) = trace.recorded_totals.filter(|recorded| recorded.peak_live_bytes != counted) {
             let recorded = recorded.peak_live_bytes;
-            let what = format!("the recording counted a peak of {recorded} live bytes, its events make {counted}");
+            let what =
+                format!("the recording counted a peak of {recorded} live bytes, its events make {counted}");
             self.problem(0, "running totals disagree with the recording", what);
         }
         let managed = stats.live_bo_peak_bytes;
@@ -537,6 +556,19 @@ impl CpuCheck<'_> {
     }
 }
 
+/// Why a mapped buffer is not in visible VRAM, when its own preferences say so; other fallbacks the manager counts.
+fn kept_in_system_memory(map: &CpuMap, prefers_system: bool) -> Option<&'static str> {
+    if map.buffer().region() == Some(RegionKind::Vram) || map.fell_back().is_some() {
+        return None;
+    }
+    Some(match prefers_system {
+        true => "cpu map: kept in system memory, its first preferred heap",
+        false => {
+            "cpu map: in system memory, a later preferred heap; the visible part of VRAM could not hold it"
+        }
+    })
+}
+
 /// Where the buffer may live: as its recording says, else as the command line does.
 fn places(bo: &Bo, placement: Placement) -> Vec<Place> {
     let of_heap = |heap: &Heap| match heap {
@@ -544,7 +576,8 @@ fn places(bo: &Bo, placement: Placement) -> Vec<Place> {
         Heap::VramVisible => Place::VRAM.visible(),
         Heap::System => Place::GTT,
     };
-    let mut places: Vec<Place> = if bo.heaps.is_empty() { vec![Place::VRAM] } else { bo.heaps.iter().map(of_heap).collect() };
+    let mut places: Vec<Place> =
+        if bo.heaps.is_empty() { vec![Place::VRAM] } else { bo.heaps.iter().map(of_heap).collect() };
     if placement == Placement::VramOrGtt && !places.contains(&Place::GTT) {
         places.push(Place::GTT);
     }

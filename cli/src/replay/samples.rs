@@ -83,7 +83,8 @@ impl Samples {
         let count = self.kept.len();
         let mut before = 0;
         let slice = |index: usize| {
-            let (from, to) = (index * count / slices, ((index + 1) * count / slices).max(index * count / slices + 1));
+            let (from, to) =
+                (index * count / slices, ((index + 1) * count / slices).max(index * count / slices + 1));
             let part = &self.kept[from.min(count - 1)..to.min(count)];
             let peak = part.iter().map(|sample| sample.vram_bytes).max().unwrap_or(0);
             let now = part.last().map_or(before, |sample| sample.evictions);

@@ -50,7 +50,10 @@ fn write_page(page: &mut String, trace: &Trace, outcome: &Outcome) -> std::fmt::
     let title = escaped(&trace.name);
     write!(page, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n")?;
     writeln!(page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
-    writeln!(page, "<title>{title} - devpagemap replay</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>")?;
+    writeln!(
+        page,
+        "<title>{title} - devpagemap replay</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>"
+    )?;
     write_head(page, trace, outcome)?;
     write_tiles(page, trace, outcome)?;
     write_memory(page, outcome)?;
@@ -95,7 +98,11 @@ fn write_tiles(page: &mut String, trace: &Trace, outcome: &Outcome) -> std::fmt:
         wrong => format!("{} mismatches", count(wrong)),
     };
     let tiles = [
-        (format!("{} / {}", outcome.batches_done, trace.batches), "batches done", class(outcome.batches_failed.is_empty())),
+        (
+            format!("{} / {}", outcome.batches_done, trace.batches),
+            "batches done",
+            class(outcome.batches_failed.is_empty()),
+        ),
         (count(stats.evictions), "evictions", ""),
         (size(stats.moved_bytes), "moved", ""),
         (bandwidth(outcome.copy_bytes_per_s()), "while copying", ""),
@@ -133,8 +140,18 @@ impl Scale {
         for quarter in 0..=4 {
             let value = self.top * f64::from(quarter) / 4.0;
             let y = self.bottom() - self.height * f64::from(quarter) / 4.0;
-            writeln!(page, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>", WIDTH - RIGHT)?;
-            writeln!(page, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", LEFT - 8.0, y + 4.0, label(value))?;
+            writeln!(
+                page,
+                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
+                WIDTH - RIGHT
+            )?;
+            writeln!(
+                page,
+                "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                LEFT - 8.0,
+                y + 4.0,
+                label(value)
+            )?;
         }
         for quarter in 0..=4 {
             let ns = (self.end_ns * f64::from(quarter) / 4.0) as u64;
@@ -151,18 +168,27 @@ fn write_memory(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
     let Some(last) = all.last() else { return Ok(()) };
     let step = all.len().div_ceil(POINTS);
     let samples: Vec<&Sample> = all.iter().step_by(step).copied().chain([*last]).collect();
-    let most = all.iter().map(|one| one.vram_bytes.max(one.gtt_bytes).max(one.system_bytes)).max().unwrap_or(0);
+    let most =
+        all.iter().map(|one| one.vram_bytes.max(one.gtt_bytes).max(one.system_bytes)).max().unwrap_or(0);
     let top = most.max(outcome.config.vram_bytes.min(most.saturating_mul(2))).max(1) as f64 * 1.05;
     let scale = Scale { end_ns: outcome.wall_ns.max(1) as f64, top, height: 240.0 };
     writeln!(page, "<section>\n<h2>Memory in use")?;
     for (name, color) in [("VRAM", "vram"), ("GTT", "gtt"), ("System", "system")] {
         writeln!(page, "<span class=\"key\" style=\"background: var(--{color})\"></span>{name}")?;
     }
-    writeln!(page, "</h2>\n<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Memory in use over time\">", scale.bottom() + 26.0)?;
+    writeln!(
+        page,
+        "</h2>\n<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Memory in use over time\">",
+        scale.bottom() + 26.0
+    )?;
     scale.write_axes(page, |value| size(value as u64))?;
     if outcome.config.vram_bytes as f64 <= top {
         let y = scale.y(outcome.config.vram_bytes);
-        writeln!(page, "<line class=\"limit\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>", WIDTH - RIGHT)?;
+        writeln!(
+            page,
+            "<line class=\"limit\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
+            WIDTH - RIGHT
+        )?;
         writeln!(page, "<text x=\"{}\" y=\"{:.1}\">all of VRAM</text>", LEFT + 4.0, y - 4.0)?;
     }
     write_curve(page, &scale, &samples, "system", |sample| sample.system_bytes)?;
@@ -187,7 +213,12 @@ fn write_curve(
         write!(path, "H{:.1}V{:.1}", scale.x(sample.at_ns), scale.y(value(sample)))?;
     }
     let end = samples.last().map_or(0, |sample| sample.at_ns);
-    writeln!(page, "<path d=\"{path}H{:.1}V{:.1}Z\" fill=\"var(--{color})\" fill-opacity=\"0.14\"/>", scale.x(end), scale.bottom())?;
+    writeln!(
+        page,
+        "<path d=\"{path}H{:.1}V{:.1}Z\" fill=\"var(--{color})\" fill-opacity=\"0.14\"/>",
+        scale.x(end),
+        scale.bottom()
+    )?;
     writeln!(page, "<path d=\"{path}\" fill=\"none\" stroke=\"var(--{color})\" stroke-width=\"1.6\"/>")
 }
 
@@ -206,13 +237,25 @@ fn write_evictions(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
         return writeln!(page, "<section>\n<h2>Evictions</h2>\n<p>Nothing had to leave.</p>\n</section>");
     }
     let scale = Scale { end_ns: outcome.wall_ns.max(1) as f64, top: most as f64 * 1.05, height: 110.0 };
-    writeln!(page, "<section>\n<h2>Evicted<span class=\"key\" style=\"background: var(--evicted)\"></span>bytes</h2>")?;
-    writeln!(page, "<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Evictions over time\">", scale.bottom() + 26.0)?;
+    writeln!(
+        page,
+        "<section>\n<h2>Evicted<span class=\"key\" style=\"background: var(--evicted)\"></span>bytes</h2>"
+    )?;
+    writeln!(
+        page,
+        "<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Evictions over time\">",
+        scale.bottom() + 26.0
+    )?;
     scale.write_axes(page, |value| size(value as u64))?;
     let width = (WIDTH - LEFT - RIGHT) / BARS as f64;
     for (index, (bytes, evictions)) in bars.iter().enumerate().filter(|(_, (bytes, _))| *bytes > 0) {
         let (x, y) = (LEFT + index as f64 * width, scale.y(*bytes));
-        write!(page, "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"1\" fill=\"var(--evicted)\">", width - 1.0, scale.bottom() - y)?;
+        write!(
+            page,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"1\" fill=\"var(--evicted)\">",
+            width - 1.0,
+            scale.bottom() - y
+        )?;
         writeln!(page, "<title>{} in {} evictions</title></rect>", size(*bytes), count(*evictions))?;
     }
     writeln!(page, "</svg>\n</section>")
@@ -222,18 +265,29 @@ fn write_table(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
     let stats = &outcome.stats;
     let rows = [
         ("Buffers created, freed", format!("{}, {}", count(stats.allocs), count(stats.frees)), String::new()),
-        ("VRAM peak", size(stats.vram_peak_bytes), format!("{} in use at the end", size(outcome.vram_in_use_at_end_bytes))),
+        (
+            "VRAM peak",
+            size(stats.vram_peak_bytes),
+            format!("{} in use at the end", size(outcome.vram_in_use_at_end_bytes)),
+        ),
         ("Evictions", count(stats.evictions), size(stats.evicted_bytes)),
         ("Restores", count(stats.restores), size(stats.restored_bytes)),
         ("Moves", count(stats.moves), size(stats.moved_bytes)),
         ("Cleared", size(stats.cleared_bytes), "before memory changed hands".into()),
-        ("CPU maps", count(stats.cpu_maps), format!("{} fallbacks, {} bounced", count(stats.bar_fallbacks), size(stats.bounced_bytes))),
+        (
+            "CPU maps",
+            count(stats.cpu_maps),
+            format!("{} fallbacks, {} bounced", count(stats.bar_fallbacks), size(stats.bounced_bytes)),
+        ),
         ("Waits while placing buffers", count(stats.cpu_waits_in_validate), "none, by design".into()),
         ("Waits for fences", count(stats.fence_waits), time(stats.cpu_wait_ns)),
     ];
     writeln!(page, "<section>\n<h2>In figures</h2>\n<table>")?;
     for (name, figure, more) in rows {
-        writeln!(page, "<tr><th scope=\"row\">{name}</th><td class=\"figure\">{figure}</td><td>{more}</td></tr>")?;
+        writeln!(
+            page,
+            "<tr><th scope=\"row\">{name}</th><td class=\"figure\">{figure}</td><td>{more}</td></tr>"
+        )?;
     }
     writeln!(page, "</table>\n</section>")
 }
@@ -250,8 +304,10 @@ fn write_reasons(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
 }
 
 fn write_failures(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
-    let batches = outcome.batches_failed.iter().map(|failed| (format!("batch {}", failed.index), failed.error.clone()));
-    let problems = outcome.problems.iter().map(|problem| (format!("line {}", problem.line), problem.what.clone()));
+    let batches =
+        outcome.batches_failed.iter().map(|failed| (format!("batch {}", failed.index), failed.error.clone()));
+    let problems =
+        outcome.problems.iter().map(|problem| (format!("line {}", problem.line), problem.what.clone()));
     let wrong = outcome.verify.first.iter().map(|mismatch| {
         let found = format!("byte {} begins {:#018x}", mismatch.wrong.offset_bytes, mismatch.wrong.found);
         (mismatch.buffer.clone(), format!("{found}, expected {:#018x}", mismatch.wrong.expected))

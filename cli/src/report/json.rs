@@ -144,7 +144,8 @@ impl<'a> Report<'a> {
 
     /// The object as text, with a line end.
     pub fn to_text(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("a report holds only strings, numbers and lists");
+        let mut text =
+            serde_json::to_string_pretty(self).expect("a report holds only strings, numbers and lists");
         text.push('\n');
         text
     }

@@ -17,7 +17,9 @@ pub struct Progress {
 impl Progress {
     /// A bar over `steps` steps if standard error is a terminal, else nothing.
     pub fn on_terminal(steps: u64) -> Progress {
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden()));
+        let bar = std::io::stderr()
+            .is_terminal()
+            .then(|| ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden()));
         Progress { bar, begin: Instant::now(), shown: false }
     }
 

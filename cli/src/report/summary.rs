@@ -81,7 +81,10 @@ impl<'a> Summary<'a> {
             "{} in {}, {} up to {}",
             plural(u64::from(trace.bos), "buffer"),
             size(trace.peak_live_bytes),
-            plural(u64::from(trace.batches), "batch").replace("batchs", "batches"),
+            match trace.batches {
+                1 => "1 batch".to_string(),
+                batches => format!("{} batches", count(u64::from(batches))),
+            },
             size(trace.largest_batch_bytes),
         );
         let visible = match config.bar_bytes {
@@ -91,7 +94,15 @@ impl<'a> Summary<'a> {
         let scale = if config.scale > 1 { format!(", scale 1/{}", config.scale) } else { String::new() };
         writeln!(f, "\n  {}  {}", paint.bold(&shortened(&trace.name, 50)), paint.dim(trace.format))?;
         writeln!(f, "  {shape}")?;
-        writeln!(f, "  {}", paint.dim(&format!("{} VRAM, {visible}; {} GTT", size(config.vram_bytes), size(config.gtt_bytes))))?;
+        writeln!(
+            f,
+            "  {}",
+            paint.dim(&format!(
+                "{} VRAM, {visible}; {} GTT",
+                size(config.vram_bytes),
+                size(config.gtt_bytes)
+            ))
+        )?;
         let rules = format!(
             "placement {}, policy {}, data {}, seed {}{scale}",
             value_name(&config.placement),
@@ -111,14 +122,14 @@ impl<'a> Summary<'a> {
         let (vram, evictions) = (vram.collect::<String>(), evictions.collect::<String>());
         writeln!(f, "  {:<10}{}  {full}% full", "VRAM", self.paint.blue(&vram))?;
         if most > 0 {
-            let text = format!("{} most", count(most));
+            let text = format!("up to {}", count(most));
             writeln!(f, "  {:<10}{}  {}", "evicted", self.paint.amber(&evictions), text)?;
         }
         writeln!(f)
     }
 
     fn row(&self, f: &mut impl Write, name: &str, figure: &str, more: &str) -> fmt::Result {
-        writeln!(f, "  {name:<16}{figure:>14}   {more}")
+        writeln!(f, "{}", format!("  {name:<16}{figure:>14}   {more}").trim_end())
     }
 
     fn table(&self, f: &mut impl Write) -> fmt::Result {
@@ -137,16 +148,29 @@ impl<'a> Summary<'a> {
             0 => String::new(),
             _ => format!("at {} while copying", bandwidth(outcome.copy_bytes_per_s())),
         };
-        self.row(f, "moves", &count(stats.moves), &format!("{:<12} {speed}", size(stats.moved_bytes)))?;
+        self.row(f, "moves", &count(stats.moves), &format!("{} {speed}", size(stats.moved_bytes)))?;
+        if stats.fallback_bytes > 0 {
+            let copied = self.paint.amber("copied by the CPU, no engine would");
+            self.row(f, "fallback", &size(stats.fallback_bytes), &copied)?;
+        }
         if stats.cleared_bytes > 0 {
             self.row(f, "cleared", &size(stats.cleared_bytes), "before they changed hands")?;
         }
         if stats.cpu_maps + stats.bounced_bytes > 0 {
             let fallbacks = plural(stats.bar_fallbacks, "fallback");
-            self.row(f, "CPU maps", &count(stats.cpu_maps), &format!("{fallbacks}, {} bounced", size(stats.bounced_bytes)))?;
+            self.row(
+                f,
+                "CPU maps",
+                &count(stats.cpu_maps),
+                &format!("{fallbacks}, {} bounced", size(stats.bounced_bytes)),
+            )?;
         }
-        let waits = format!("{} for fences, {} in all", plural(stats.fence_waits, "wait"), time(stats.cpu_wait_ns));
-        self.row(f, "stalls", &stats.cpu_waits_in_validate.to_string(), &format!("while placing buffers; {waits}"))?;
+        let waits = format!(
+            "while placing; {}, {}",
+            plural(stats.fence_waits, "fence wait"),
+            time(stats.cpu_wait_ns)
+        );
+        self.row(f, "stalls", &count(stats.cpu_waits_in_validate), &waits)?;
         self.row(f, "verified", &size(outcome.verify.bytes_checked), &self.verdict())?;
         let clock = match self.trace.span_us {
             0 => String::new(),
@@ -166,7 +190,7 @@ impl<'a> Summary<'a> {
         match self.outcome.verify.mismatches {
             0 if self.outcome.verify.bytes_checked == 0 => "buffers held no bytes (--data none)".into(),
             0 => self.paint.good("every byte right"),
-            wrong => self.paint.bad(&plural(wrong, "mismatch").replace("mismatchs", "mismatches")),
+            wrong => self.paint.bad(&format!("{} times a buffer held something else", count(wrong))),
         }
     }
 
@@ -184,7 +208,11 @@ impl<'a> Summary<'a> {
     fn failures(&self, f: &mut impl Write) -> fmt::Result {
         let outcome = self.outcome;
         if outcome.interrupted {
-            writeln!(f, "\n  {}", self.paint.bad("interrupted: what was queued was finished, and everything was freed"))?;
+            writeln!(
+                f,
+                "\n  {}",
+                self.paint.bad("interrupted: what was queued was finished, and everything was freed")
+            )?;
         }
         let mut failed: Vec<_> = outcome.batches_failed.iter().collect();
         failed.retain(|failed| !(outcome.interrupted && failed.error == "interrupted"));
@@ -199,7 +227,9 @@ impl<'a> Summary<'a> {
         });
         self.list(f, lines.collect(), outcome.problem_count)?;
         let lines = outcome.verify.first.iter().map(|mismatch| {
-            let by = mismatch.batch.map_or("when it was freed or mapped".to_string(), |index| format!("by batch {index}"));
+            let by = mismatch
+                .batch
+                .map_or("when it was freed or mapped".to_string(), |index| format!("by batch {index}"));
             let wrong = mismatch.wrong;
             format!(
                 "{} {by}: byte {} begins {:#018x}, expected {:#018x}",

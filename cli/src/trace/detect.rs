@@ -53,19 +53,25 @@ impl Format {
 pub fn load(source: &str, format: Format, seed: u64) -> Result<Trace> {
     if let Some(name) = source.strip_prefix("builtin:") {
         return match name {
-            "frames" if format == Format::Auto => frames::generate(seed).map_err(|e| Error::input(source, None, e)),
+            "frames" if format == Format::Auto => {
+                frames::generate(seed).map_err(|e| Error::input(source, None, e))
+            }
             "frames" => Err(Error::usage("--format", "a built-in workload has no file format")),
-            other => Err(Error::usage(format!("builtin:{other}"), "the only built-in workload is builtin:frames")),
+            other => {
+                Err(Error::usage(format!("builtin:{other}"), "the only built-in workload is builtin:frames"))
+            }
         };
     }
     let path = Path::new(source);
     let text = bytes::read_text(path)?;
-    parse(source, &text, format, seed).and_then(|mut trace| {
-        if trace.format == rmv::FORMAT {
-            rmv::attach_sidecar(path, &mut trace)?;
-        }
-        Ok(trace)
-    })
+    let mut trace = parse(source, &text, format, seed)?;
+    if trace.format == rmv::FORMAT {
+        rmv::attach_sidecar(path, &mut trace)?;
+    }
+    if let Some(name) = path.file_name() {
+        trace.name = name.to_string_lossy().into_owned();
+    }
+    Ok(trace)
 }
 
 /// Reads the text of a file that is called `source`.
@@ -80,8 +86,11 @@ pub fn parse(source: &str, text: &str, format: Format, seed: u64) -> Result<Trac
 
 /// Guesses the format from the first line that says something, then from the name.
 pub fn detect(source: &str, text: &str) -> Result<Format> {
-    let first = bytes::numbered_lines(text).map(|(_, line)| line).find(|line| !line.is_empty() && !line.starts_with('#'));
-    let first = first.ok_or_else(|| Error::input(source, None, "the file holds no line that says anything"))?;
+    let first = bytes::numbered_lines(text)
+        .map(|(_, line)| line)
+        .find(|line| !line.is_empty() && !line.starts_with('#'));
+    let first =
+        first.ok_or_else(|| Error::input(source, None, "the file holds no line that says anything"))?;
     let columns: Vec<&str> = first.split(',').map(str::trim).collect();
     let has = |names: &[&str]| names.iter().all(|name| columns.contains(name));
     if has(&["ev", "va"]) {

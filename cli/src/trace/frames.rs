@@ -12,9 +12,8 @@
 //! so that a frame uses most of what the frame before used. No frame fits in 384 MiB together with what
 //! the next one adds, so something must leave in every frame.
 
-use super::model::{
-    Access, After, Batch, Bo, BoId, FirstBytes, PAGE_BYTES, Step, Trace, TraceBuilder, Use, merged_uses,
-};
+use super::builder::TraceBuilder;
+use super::model::{Access, After, Batch, Bo, BoId, FirstBytes, PAGE_BYTES, Step, Trace, Use, merged_uses};
 use crate::replay::pattern::Random;
 use std::ops::Range;
 
@@ -170,7 +169,15 @@ impl Script {
         let after = after.map(After::Batch).into_iter().collect();
         let engine = if context == 1 { "gfx" } else { "compute" }.to_string();
         let duration_us = Some(duration_us);
-        self.builder.push(Step::Batch(Batch { index, context, engine, uses, after, duration_us, line: 0 }))?;
+        self.builder.push(Step::Batch(Batch {
+            index,
+            context,
+            engine,
+            uses,
+            after,
+            duration_us,
+            line: 0,
+        }))?;
         Ok(index)
     }
 
@@ -212,7 +219,8 @@ impl Script {
         let back_buffer = [self.scene.swapchain[at % 3]];
         let meshes: Vec<_> = ring(&self.scene.meshes, at * 3, 48).collect();
         let uniforms: Vec<_> = ring(&self.scene.uniforms, at * 6, 24).collect();
-        let fixed = geometry.iter().chain(&meshes).chain(&uniforms).map(|bo| self.scene.sizes[bo.index()]).sum();
+        let fixed =
+            geometry.iter().chain(&meshes).chain(&uniforms).map(|bo| self.scene.sizes[bo.index()]).sum();
         let textures = self.visible_textures(frame, fixed);
         let interface: Vec<_> = ring(&self.scene.textures, at, 6).collect();
 
@@ -254,7 +262,11 @@ mod tests {
             let trace = generate(seed).unwrap();
             assert_eq!((trace.bos, trace.batches), (842, 101));
             assert!(trace.peak_live_bytes.abs_diff(743 * MIB) <= MIB, "{}", trace.peak_live_bytes);
-            assert!((328 * MIB..=332 * MIB).contains(&trace.largest_batch_bytes), "{}", trace.largest_batch_bytes);
+            assert!(
+                (328 * MIB..=332 * MIB).contains(&trace.largest_batch_bytes),
+                "{}",
+                trace.largest_batch_bytes
+            );
             assert_eq!(trace.referenced_bos, 249);
             assert_eq!(trace.referenced_bytes, 437 * MIB);
         }
@@ -263,7 +275,8 @@ mod tests {
     #[test]
     fn a_frame_uses_most_of_what_the_frame_before_used() {
         let batches = batches(&generate(1).unwrap());
-        let frames: Vec<HashSet<BoId>> = batches[5..].chunks(8).map(|frame| frame.iter().flatten().copied().collect()).collect();
+        let frames: Vec<HashSet<BoId>> =
+            batches[5..].chunks(8).map(|frame| frame.iter().flatten().copied().collect()).collect();
         assert_eq!(frames.len(), FRAMES as usize);
         for pair in frames.windows(2) {
             let common = pair[0].intersection(&pair[1]).count();

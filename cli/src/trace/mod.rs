@@ -4,6 +4,7 @@
 //! can be checked without a device, so that a replay never meets a reference to a buffer that does not exist. What
 //! is wrong is reported with file, line and reason, and nothing of the file is used.
 
+pub mod builder;
 pub mod bytes;
 pub mod detect;
 pub mod frames;
@@ -11,7 +12,8 @@ pub mod model;
 pub mod rmv;
 pub mod wsim;
 
+pub use builder::TraceBuilder;
 pub use detect::{Format, load};
 pub use model::{
-    Access, After, Batch, Bo, BoId, FirstBytes, Heap, RecordedHeaps, RecordedTotals, Step, Trace, TraceBuilder, Use,
+    Access, After, Batch, Bo, BoId, FirstBytes, Heap, RecordedHeaps, RecordedTotals, Step, Trace, Use,
 };

@@ -13,10 +13,10 @@
 //! used and writes it; `res_ref_remove` reads and checks it. Beside `NAME.csv.gz` there may be a `NAME.meta.json`
 //! with the heaps of the recorded GPU and the peak that the recording counted itself; a replay compares with it.
 
+use super::builder::TraceBuilder;
 use super::bytes::numbered_lines;
 use super::model::{
-    Access, Batch, Bo, BoId, FirstBytes, Heap, MAX_BO_BYTES, RecordedHeaps, RecordedTotals, Step, Trace, TraceBuilder,
-    Use,
+    Access, Batch, Bo, BoId, FirstBytes, Heap, MAX_BO_BYTES, RecordedHeaps, RecordedTotals, Step, Trace, Use,
 };
 use crate::error::{Error, Result};
 use serde::Deserialize;
@@ -32,9 +32,11 @@ type Row<T> = std::result::Result<T, String>;
 /// Reads a whole table.
 pub fn parse(source: &str, text: &str) -> Result<Trace> {
     let mut lines = numbered_lines(text).filter(|(_, line)| !line.is_empty());
-    let (header_line, header) = lines.next().ok_or_else(|| Error::input(source, None, "the table is empty"))?;
+    let (header_line, header) =
+        lines.next().ok_or_else(|| Error::input(source, None, "the table is empty"))?;
     let columns = Columns::find(header).map_err(|reason| Error::input(source, header_line, reason))?;
-    let mut reader = Reader { builder: TraceBuilder::new(source, FORMAT), live: BTreeMap::new(), last_us: 0.0 };
+    let mut reader =
+        Reader { builder: TraceBuilder::new(source, FORMAT), live: BTreeMap::new(), last_us: 0.0 };
     for (line, row) in lines {
         reader.row(&columns, row, line).map_err(|reason| Error::input(source, line, reason))?;
     }
@@ -112,10 +114,13 @@ impl Reader {
                 let address = address()?;
                 let allocation = self.at(address)?;
                 let unmapped = allocation.mapped.checked_sub(1);
-                allocation.mapped = unmapped.ok_or_else(|| format!("{address:#x} is unmapped but not mapped"))?;
+                allocation.mapped =
+                    unmapped.ok_or_else(|| format!("{address:#x} is unmapped but not mapped"))?;
                 Step::CpuUnmap { bo: allocation.bo, line }
             }
-            "res_create" | "res_bind" | "res_destroy" | "pt_update" | "pt_discard" | "pt_transfer" => return Ok(()),
+            "res_create" | "res_bind" | "res_destroy" | "pt_update" | "pt_discard" | "pt_transfer" => {
+                return Ok(());
+            }
             other => return Err(format!("`{other}` is not an event of this format")),
         };
         self.builder.push(Step::At { us })?;
@@ -160,7 +165,8 @@ impl Reader {
     }
 
     fn free(&mut self, address: u64) -> Row<BoId> {
-        let allocation = self.live.remove(&address).ok_or_else(|| format!("no live allocation begins at {address:#x}"))?;
+        let allocation =
+            self.live.remove(&address).ok_or_else(|| format!("no live allocation begins at {address:#x}"))?;
         Ok(allocation.bo)
     }
 
@@ -234,8 +240,9 @@ pub fn attach_sidecar(path: &Path, trace: &mut Trace) -> Result<()> {
     let Some(beside) = sidecar_path(path).filter(|beside| beside.exists()) else { return Ok(()) };
     let text = super::bytes::read_text(&beside)?;
     let shown = beside.display().to_string();
-    let sidecar: Sidecar = serde_json::from_str(&text)
-        .map_err(|error| Error::input(&shown, error.line() as u64, format!("not a recording's description: {error}")))?;
+    let sidecar: Sidecar = serde_json::from_str(&text).map_err(|error| {
+        Error::input(&shown, error.line() as u64, format!("not a recording's description: {error}"))
+    })?;
     let sum = |name: &str| -> Result<u64> {
         let sizes = sidecar.heaps.iter().filter(|heap| heap.heap == name).map(|heap| heap.size);
         let total = sizes.map(u128::from).sum::<u128>();

@@ -19,9 +19,10 @@
 //! A client of the real tool hangs when it waits for a batch that is held back by a fence which only the same
 //! client can signal later; such a file is refused, with both lines named.
 
+use super::builder::TraceBuilder;
 use super::bytes::numbered_lines;
 use super::model::{
-    Access, After, Batch, Bo, BoId, FirstBytes, MAX_BO_BYTES, MAX_BOS, Step, Trace, TraceBuilder, Use, merged_uses,
+    Access, After, Batch, Bo, BoId, FirstBytes, MAX_BO_BYTES, MAX_BOS, Step, Trace, Use, merged_uses,
 };
 use crate::error::{Error, Result};
 use crate::replay::pattern::Random;
@@ -219,7 +220,9 @@ impl Reader {
 
     /// The step that `-N` names.
     fn back(&self, text: &str) -> Step1<&(Kind, u64)> {
-        let steps = text.strip_prefix('-').ok_or_else(|| format!("`{text}` is not a number of steps back (-1, -2 ..)"))?;
+        let steps = text
+            .strip_prefix('-')
+            .ok_or_else(|| format!("`{text}` is not a number of steps back (-1, -2 ..)"))?;
         let steps = positive(steps, "number of steps back")?;
         let target = (self.steps.len() as u64).checked_sub(steps);
         let target = target.ok_or_else(|| format!("-{steps} points before the first step"))?;
@@ -229,7 +232,9 @@ impl Reader {
     fn wait(&mut self, batch: u32) -> Step1<()> {
         if let Some(hold) = self.held[batch as usize].iter().find(|hold| !self.holds[**hold as usize].1) {
             let line = self.holds[*hold as usize].0;
-            return Err(format!("waits for a batch that the fence of line {line} holds back, not yet signalled (`a`)"));
+            return Err(format!(
+                "waits for a batch that the fence of line {line} holds back, not yet signalled (`a`)"
+            ));
         }
         self.builder.push(Step::Wait { batch })
     }
@@ -281,7 +286,11 @@ impl Reader {
                 Some(b's') => drop(self.batch_back(&one[1..])?),
                 Some(b'r') => self.objects(&one[1..], Access::Read, &mut uses)?,
                 Some(b'w') => self.objects(&one[1..], Access::Write, &mut uses)?,
-                _ => return Err(format!("`{one}` is not a dependency (0, -N, f-N, s-N, rSET-OBJECT, wSET-OBJECT)")),
+                _ => {
+                    return Err(format!(
+                        "`{one}` is not a dependency (0, -N, f-N, s-N, rSET-OBJECT, wSET-OBJECT)"
+                    ));
+                }
             }
         }
         Ok((merged_uses(uses), after))
@@ -298,7 +307,9 @@ impl Reader {
         match *self.back(text)? {
             (Kind::Batch { index, .. }, _) => Ok(After::Batch(index)),
             (Kind::Fence { hold }, _) => Ok(After::Hold(hold)),
-            (Kind::Other, line) => Err(format!("`f{text}` depends on line {line}, neither a batch nor a fence")),
+            (Kind::Other, line) => {
+                Err(format!("`f{text}` depends on line {line}, neither a batch nor a fence"))
+            }
         }
     }
 
@@ -313,7 +324,11 @@ impl Reader {
             return Err(format!("the range {first}-{last} of working set {id} ends before it begins"));
         }
         if last >= set.count {
-            return Err(format!("object {last} of working set {id}, which has {} (0 to {})", set.count, set.count - 1));
+            return Err(format!(
+                "object {last} of working set {id}, which has {} (0 to {})",
+                set.count,
+                set.count - 1
+            ));
         }
         self.references += (last - first) as usize + 1;
         if self.references > MAX_REFERENCES {
@@ -423,14 +438,16 @@ fn size(text: &str) -> Step1<u64> {
 /// `RCS`, `VCS2`, `VCS1-0`, `DEFAULT`: the class, then perhaps the instance from 1, then perhaps `-` and the tile.
 fn engine(name: &str) -> Step1<String> {
     let upper = name.to_ascii_uppercase();
-    let unknown = || format!("`{}` is not an engine (DEFAULT, RCS, BCS, VCS, VECS, CCS; VCS1 ..)", shortened(name));
+    let unknown =
+        || format!("`{}` is not an engine (DEFAULT, RCS, BCS, VCS, VECS, CCS; VCS1 ..)", shortened(name));
     if upper == "DEFAULT" {
         return Ok(upper);
     }
     let class = ["VECS", "RCS", "BCS", "VCS", "CCS"].into_iter().find(|class| upper.starts_with(class));
     let rest = class.map(|class| &upper[class.len()..]).ok_or_else(unknown)?;
     let (instance, tile) = rest.split_once('-').unwrap_or((rest, "0"));
-    let instance_is_good = instance.is_empty() || positive(instance, "engine instance").is_ok_and(|n| n < 65534);
+    let instance_is_good =
+        instance.is_empty() || positive(instance, "engine instance").is_ok_and(|n| n < 65534);
     if instance_is_good && number::<u16>(tile, "tile").is_ok() { Ok(upper) } else { Err(unknown()) }
 }
 

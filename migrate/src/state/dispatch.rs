@@ -78,18 +78,23 @@ impl State {
         if self.ready_count == 0 {
             return None;
         }
-        let count = self.engines.len();
-        let start = self.turn;
-        let mut order: Vec<usize> = (0..count).map(|at| (start + at) % count).collect();
-        order.retain(|engine| self.engines[*engine].has_room());
-        order.sort_by_key(|engine| self.engines[*engine].in_flight.len());
-        for engine in order {
+        let mut refused = EngineSet::default();
+        while let Some(engine) = self.emptiest(refused) {
             if let Some(candidate) = self.pick(engine) {
-                self.turn = (engine + 1) % count;
+                self.turn = engine + 1;
                 return Some(self.hand_over(engine, &candidate, now, ledger));
             }
+            refused.insert(engine);
         }
         None
+    }
+
+    /// Of the engines that have room and did not refuse, the one that holds the fewest chunks; equals take turns.
+    fn emptiest(&self, refused: EngineSet) -> Option<usize> {
+        let count = self.engines.len();
+        let order = (self.turn..self.turn + count).map(|at| at % count);
+        let open = order.filter(|engine| !refused.contains(*engine) && self.engines[*engine].has_room());
+        open.min_by_key(|engine| self.engines[*engine].in_flight.len())
     }
 
     fn hand_over(&mut self, engine: usize, candidate: &Candidate, now: Instant, ledger: &Ledger) -> Step {

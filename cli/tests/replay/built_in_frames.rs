@@ -1,0 +1,48 @@
+//! The built-in workload, which is what `devpagemap` does when nobody says anything.
+
+use crate::recordings::{assert_all_well, replay};
+
+#[test]
+fn it_must_evict_and_does_everything() {
+    let (trace, outcome) = replay(&["builtin:frames"]);
+    assert_all_well(&outcome);
+    assert_eq!((trace.bos, trace.batches), (842, 101));
+    assert_eq!(outcome.config.vram_bytes, 384 << 20);
+    assert_eq!(outcome.batches_done, 101);
+    assert!(outcome.stats.evictions > 0 && outcome.stats.restores > 0);
+    assert_eq!(outcome.stats.vram_peak_bytes, 384 << 20);
+}
+
+#[test]
+fn it_is_the_same_for_the_same_seed_and_another_for_another() {
+    let decisions = |seed| {
+        let (trace, outcome) = replay(&["builtin:frames", "--data", "none", "--seed", seed]);
+        assert_all_well(&outcome);
+        let stats = outcome.stats;
+        let counters = [stats.evictions, stats.evicted_bytes, stats.restores, stats.moves, stats.moved_bytes];
+        (trace.steps, counters)
+    };
+    assert_eq!(decisions("3"), decisions("3"));
+    assert_ne!(decisions("3"), decisions("4"));
+}
+
+#[test]
+fn it_fits_a_tiny_card_at_a_tiny_scale() {
+    let (trace, outcome) = replay(&["builtin:frames", "--scale", "1/64"]);
+    assert_all_well(&outcome);
+    assert_eq!(outcome.config.vram_bytes, 6 << 20);
+    assert!(trace.peak_live_bytes < 743 << 20 >> 5);
+}
+
+#[test]
+fn every_batch_that_ran_has_its_time() {
+    let (trace, outcome) = replay(&["builtin:frames", "--scale", "1/64"]);
+    assert_eq!(outcome.slices.len(), trace.batches as usize);
+    for slice in &outcome.slices {
+        assert!(slice.submitted_ns <= slice.start_ns && slice.start_ns <= slice.end_ns, "{slice:?}");
+        assert!(slice.end_ns <= outcome.wall_ns);
+    }
+    for pair in outcome.slices.iter().filter(|slice| slice.context == 1).collect::<Vec<_>>().windows(2) {
+        assert!(pair[0].end_ns <= pair[1].start_ns, "batches of one context run in order");
+    }
+}

@@ -1,0 +1,6 @@
+//! The move queue as its owner sees it.
+
+mod faults;
+mod order;
+mod rig;
+mod teardown;

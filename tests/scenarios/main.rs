@@ -1,0 +1,12 @@
+//! Scenarios on the public API, one module a theme. What counts the threads of the process has a process of its own
+//! (`tests/teardown.rs`, `tests/stress.rs`).
+
+mod contention;
+mod cpu_access;
+mod determinism;
+mod eviction;
+mod faults;
+mod model;
+mod pipelining;
+mod setup;
+mod validate;

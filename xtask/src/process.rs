@@ -1,0 +1,104 @@
+//! Children: streamed to the terminal while somebody listens, or captured, with a time limit.
+
+use std::io::{Read, Write};
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often a child with a time limit is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Runs `command`; its output goes where ours goes.
+///
+/// # Errors
+/// Why it could not be started.
+pub fn run(command: &mut Command) -> Result<ExitStatus, String> {
+    command.stdin(Stdio::null()).status().map_err(|error| not_started(command, &error))
+}
+
+/// Runs `command`; its standard output is passed on as it comes, and each line of it is shown to `each_line` too.
+///
+/// # Errors
+/// Why it could not be started or read.
+pub fn run_streamed(command: &mut Command, mut each_line: impl FnMut(&str)) -> Result<ExitStatus, String> {
+    let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = spawned.map_err(|error| not_started(command, &error))?;
+    let mut output = child.stdout.take().expect("the output is piped");
+    let (mut buffer, mut line) = ([0; 8192], Vec::new());
+    loop {
+        let len = output.read(&mut buffer).map_err(|error| format!("the output of {command:?}: {error}"))?;
+        if len == 0 {
+            break;
+        }
+        pass_on(&buffer[..len]);
+        for byte in &buffer[..len] {
+            match byte {
+                b'\n' => {
+                    each_line(&String::from_utf8_lossy(&line));
+                    line.clear();
+                }
+                byte => line.push(*byte),
+            }
+        }
+    }
+    each_line(&String::from_utf8_lossy(&line));
+    child.wait().map_err(|error| format!("waiting for {command:?}: {error}"))
+}
+
+fn pass_on(bytes: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    // Nobody may be reading; the child's result counts all the same.
+    let _nobody_reads = stdout.write_all(bytes).and_then(|()| stdout.flush());
+}
+
+/// How a captured child ended.
+pub struct Captured {
+    /// `None`: it was ended, because its time was up.
+    pub status: Option<ExitStatus>,
+    /// Standard output, then standard error.
+    pub output: String,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+/// Runs `command` for at most `limit` and keeps what it prints. It must not leave children of its own behind.
+///
+/// # Errors
+/// Why it could not be started or waited for.
+pub fn run_captured(command: &mut Command, limit: Duration) -> Result<Captured, String> {
+    let begin = Instant::now();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| not_started(command, &error))?;
+    let stdout = collect(child.stdout.take().expect("the output is piped"));
+    let stderr = collect(child.stderr.take().expect("the output is piped"));
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Some(status),
+            Ok(None) if begin.elapsed() < limit => thread::sleep(LOOK_EVERY),
+            Ok(None) => {
+                // It may have ended by itself just now.
+                let _ended_already = child.kill();
+                child.wait().map_err(|error| format!("ending {command:?}: {error}"))?;
+                break None;
+            }
+            Err(error) => return Err(format!("waiting for {command:?}: {error}")),
+        }
+    };
+    let took = begin.elapsed();
+    let text = |reader: thread::JoinHandle<Vec<u8>>| reader.join().expect("a reader only reads");
+    let output = [text(stdout), text(stderr)].concat();
+    Ok(Captured { status, output: String::from_utf8_lossy(&output).into_owned(), took })
+}
+
+fn collect(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What could be read until then is worth having.
+        let _cut_short = stream.read_to_end(&mut bytes);
+        bytes
+    })
+}
+
+fn not_started(command: &Command, error: &std::io::Error) -> String {
+    format!("{} could not be started: {error}", command.get_program().to_string_lossy())
+}
