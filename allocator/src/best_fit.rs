@@ -1,4 +1,4 @@
-//! The choice among free blocks: the smallest that suffices, or the largest there is.
+//! The choice among free blocks: the smallest that suffices, or for a scattered request the one that breaks least.
 //!
 //! Without a range the answer is a bit scan over the orders that are present, and the near end of that order's set. With one,
 //! orders are tried in turn, and the two blocks that may lie across the range's ends join in with the part inside:
@@ -28,24 +28,44 @@ impl Pages {
         if align > order || !self.covered_by(window) {
             return self.smallest_inside(orders, len, align, window);
         }
-        if orders == 0 {
+        let smallest = (orders != 0).then(|| orders.trailing_zeros())?;
+        self.block_of(smallest, align, window)
+    }
+
+    /// The block to use next for a scattered request of which `len` pages are left. It may be shorter than that.
+    ///
+    /// Cutting the next larger block leaves a rest of odd size, and using up smaller ones makes many pieces. So of the
+    /// two orders around `len` the smaller comes first when it leaves at most a quarter of `len` for further
+    /// pieces, else the larger; blocks that are larger still are broken only when there is neither.
+    pub fn best_piece(&self, len: u64, align: u32, window: &Window) -> Option<Area> {
+        let (below, above) = (len.ilog2(), len.next_power_of_two().ilog2());
+        let orders = if 4 << below >= 3 * len { [below, above] } else { [above, below] };
+        let near = orders.into_iter().find_map(|order| self.block_of(order, align, window));
+        near.or_else(|| self.smallest_block(len, align, window))
+            .or_else(|| self.largest_block(len, align, window))
+    }
+
+    /// A whole free block of exactly this order that starts at a multiple of `2^align`.
+    fn block_of(&self, order: u32, align: u32, window: &Window) -> Option<Area> {
+        if self.orders().present() >> order & 1 == 0 || window.start >= window.end {
             return None;
         }
-        let order = orders.trailing_zeros();
-        let start = self.block_anywhere(order, window.top_down);
+        let start = if align <= order && self.covered_by(window) {
+            self.block_anywhere(order, window.top_down)
+        } else {
+            self.block_in(order, align, window)?
+        };
         Some((start, start + (1 << order)))
     }
 
     /// The largest free block of at least `2^align` pages; for when none has `len`.
-    pub fn largest_block(&self, len: u64, align: u32, window: &Window) -> Option<Area> {
+    fn largest_block(&self, len: u64, align: u32, window: &Window) -> Option<Area> {
         let below = len.next_power_of_two().ilog2();
         let orders = self.orders().present() & ((1 << below) - 1) >> align << align;
         if !self.covered_by(window) {
             return self.largest_inside(orders, align, window);
         }
-        let order = orders.checked_ilog2()?;
-        let start = self.block_anywhere(order, window.top_down);
-        Some((start, start + (1 << order)))
+        self.block_of(orders.checked_ilog2()?, align, window)
     }
 
     fn smallest_inside(&self, mut orders: u64, len: u64, align: u32, window: &Window) -> Option<Area> {
@@ -56,8 +76,9 @@ impl Pages {
             if part.is_some_and(|part| (part.1 - part.0).ilog2() < order) {
                 break;
             }
-            if let Some(start) = self.block_in(order, align, window) {
-                return Some((start, start + (1 << order)));
+            let block = self.block_of(order, align, window);
+            if block.is_some() {
+                return block;
             }
             orders &= orders - 1;
         }
@@ -74,8 +95,9 @@ impl Pages {
             if part.is_some_and(|part| part.1 - part.0 > 1 << order) {
                 break;
             }
-            if let Some(start) = self.block_in(order, align, window) {
-                return Some((start, start + (1 << order)));
+            let block = self.block_of(order, align, window);
+            if block.is_some() {
+                return block;
             }
             orders &= !(1 << order);
         }

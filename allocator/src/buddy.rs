@@ -10,9 +10,9 @@
 //! - **Contiguous** requests of any number of pages take the near end of the best-fitting block; the rest of the block stays
 //!   free, nothing is rounded up. When no single block is large enough, a free run made of several neighbouring
 //!   blocks is found if there is one (`runs.rs`).
-//! - **Scattered** requests are served block by block: what is left is taken from one block if any is large enough, else
-//!   the largest block is used up. So there are as few pieces as the free blocks allow, and the large ones
-//!   come first. Any free page counts: a region can be filled to the last one.
+//! - **Scattered** requests are served block by block, with few pieces: a block of about what is left is used if there
+//!   is one, else the smallest larger one is cut, else the largest there is is used up. Any free page counts: a region can be
+//!   filled to the last one.
 //! - **Ranges** have blocks across their ends, of which only a part may be used. Such a part competes by its length, like
 //!   a block of the next smaller power of two.
 //!
@@ -35,7 +35,7 @@ use crate::{AllocError, PAGE_BYTES, Request, Span};
 /// The largest region: 16 TiB.
 ///
 /// Bookkeeping takes about 1/26000 of a region (320 KiB for 8 GiB). It is asked for in one piece as zeroed memory, which
-/// an operating system hands out as it is written to, so even the largest region begins with 64 MiB of its 640.
+/// an operating system hands out as it is written to, so even the largest region begins with about 70 MiB of its 630.
 pub const MAX_REGION_BYTES: u64 = 1 << 44;
 
 /// A buddy allocator for one region.
@@ -256,9 +256,7 @@ impl Buddy {
         let mut done = 0;
         while done < whole {
             let rest = Plan { len: whole - done, window, ..*plan };
-            let block = self.pages.smallest_block(rest.len, rest.align, &window);
-            let block = block.or_else(|| self.pages.largest_block(rest.len, rest.align, &window));
-            let Some(block) = block else { return done };
+            let Some(block) = self.pages.best_piece(rest.len, rest.align, &window) else { return done };
             done += self.take_near(block, &rest, spans);
         }
         if done < plan.len {

@@ -102,7 +102,10 @@ fn replay_with_progress(replay: Replay, trace: &Trace) -> Outcome {
     let outcome = replay.run(trace, |replay, moment| {
         progress.update(moment.step, || {
             let used = units::size(replay.device().stats().vram_used_bytes);
-            format!("batch {} of {}, {used} in VRAM", moment.batch, trace.batches)
+            match moment.batch {
+                0 => "creating buffers".to_string(),
+                batch => format!("batch {batch} of {}, {used} in VRAM", trace.batches),
+            }
         });
     });
     progress.finish();

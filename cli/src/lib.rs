@@ -5,7 +5,19 @@
 //!   options  ->  trace (wsim, rmv, frames)  ->  replay (device, patterns, samples)  ->  report (terminal, JSON, HTML, Perfetto)
 //! ```
 //!
-//! The binary is one call to [`command::main_with`]. Tests use the parts: [`trace::load`], [`replay::Replay`].
+//! The binary is one call to [`command::main_with`]. Tests use the parts:
+//!
+//! ```
+//! use devpagemap_cli::{options::ReplayOptions, replay::Replay, trace};
+//!
+//! let options = ReplayOptions { scale: 64, ..ReplayOptions::default_workload() };
+//! let trace = trace::load(&options.source, options.format, options.seed)?;
+//! let trace = trace.scaled(options.scale).expect("every buffer keeps a page");
+//! let outcome = Replay::new(options.config(&trace))?.run(&trace, |_, _| {});
+//! assert_eq!(outcome.batches_done, 101);
+//! assert_eq!(outcome.verify.mismatches, 0);
+//! # Ok::<(), devpagemap_cli::error::Error>(())
+//! ```
 
 pub mod command;
 pub mod error;

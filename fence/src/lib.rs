@@ -50,8 +50,10 @@
 
 mod error;
 mod exec;
+mod failures;
 mod fence;
 mod fence_set;
+mod hang;
 pub mod levels;
 pub mod lockdep;
 mod reservation;
@@ -63,9 +65,10 @@ pub use error::{Contended, FenceError, SlotsExhausted, WaitError};
 pub use exec::{Exec, LockSet, Slot};
 pub use fence::{Callback, Fence, blocking_waits, in_callback};
 pub use fence_set::FenceSet;
+pub use hang::{Hang, HangAction, HangHook};
 pub use levels::{Below, Guard, Held, Level, Lock};
 pub use reservation::{Locked, Reservable, Reservation, Usage};
-pub use timeline::{Hang, HangAction, HangHook, Timeline, TimelineId};
+pub use timeline::{Timeline, TimelineId};
 #[cfg(not(loom))]
 pub use watchdog::Watchdog;
 pub use watchdog::Watched;

@@ -20,11 +20,9 @@
 //! lock. If the signaller's came first, the waiter sees the new seqno and does not sleep. WAITED is cleared only
 //! under the lock, and only when nobody is queued. With nobody waiting a signal is one compare-and-swap.
 //!
-//! **Errors** are kept for failed points only, as ranges. FAILED is set by the same read-modify-write that completes
+//! **Errors** are kept for failed points only (`failures.rs`). FAILED is set by the same read-modify-write that completes
 //! the failed point, and the error is filed before the lock is let go of, so nobody can see a point complete without
-//! seeing that it failed. Equal errors of adjacent points share a range; when nobody holds a fence of the timeline any
-//! more, its errors are dropped; beyond [`ERRORS_KEPT`] ranges the two oldest are joined together with the points
-//! between them. An old point may then look worse than it was, never better.
+//! seeing that it failed. When nobody holds a fence of the timeline any more, its errors are dropped.
 //!
 //! **Callbacks** run in seqno order, one thread at a time, after the lock was dropped. A thread that signals while
 //! another one is running callbacks (or from inside a callback) leaves its own to that thread, so callbacks neither
@@ -37,7 +35,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::error::FenceError;
+use crate::failures::Failures;
 use crate::fence::{Fence, Parker};
+use crate::hang::{Hang, HangAction, HangHook, Pulse, Timeout};
 use crate::levels::{self, Guard, Lock};
 use crate::lockdep;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -51,9 +51,6 @@ const FAILED: u64 = 2;
 const FLAGS: u64 = WAITED | FAILED;
 const SEQNO_SHIFT: u32 = 2;
 
-/// How many ranges of failed points a timeline remembers exactly.
-pub(crate) const ERRORS_KEPT: usize = 1024;
-
 /// Names a timeline; never reused while the process lives. Ordered by age.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimelineId(pub(crate) u64);
@@ -64,58 +61,8 @@ impl fmt::Display for TimelineId {
     }
 }
 
-/// What a hang hook is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hang {
-    /// Name of the timeline.
-    pub timeline: Arc<str>,
-    /// The oldest outstanding point, the one that hangs.
-    pub seqno: u64,
-    /// The last point handed out.
-    pub allocated: u64,
-    /// How long it has been the oldest outstanding point.
-    pub waited: Duration,
-}
-
-impl Hang {
-    /// The error that says so.
-    pub fn error(&self) -> FenceError {
-        FenceError::TimedOut {
-            timeline: self.timeline.clone(),
-            seqno: self.seqno,
-            waited_ns: u64::try_from(self.waited.as_nanos()).unwrap_or(u64::MAX),
-        }
-    }
-}
-
-/// What a hang hook decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HangAction {
-    /// Still working: look again after another timeout.
-    Extend,
-    /// Fail the point that hangs; the next one gets a timeout of its own.
-    Fail(FenceError),
-    /// Fail every point that was handed out when the hang was found.
-    FailAll(FenceError),
-}
-
-/// Decides about a hang. Called by the watchdog's thread with no lock held; the place to reset an engine.
-pub type HangHook = Box<dyn Fn(&Hang) -> HangAction + Send + Sync>;
-
 pub(crate) type Outcome = Result<(), FenceError>;
 pub(crate) type Notify = Box<dyn FnOnce(Outcome) + Send>;
-
-struct Timeout {
-    after: Duration, // constant
-    /// Taken by the owner's drop, so that what the hook owns never goes away with some fence, under a lock.
-    hook: Mutex<Option<Arc<HangHook>>>,
-}
-
-/// Since when the oldest outstanding point is the oldest, and when to look at it.
-struct Pulse {
-    oldest_since: Instant,
-    deadline: Instant,
-}
 
 struct Queued<T> {
     seqno: u64,
@@ -123,18 +70,12 @@ struct Queued<T> {
     what: T,
 }
 
-struct Failures {
-    first: u64,
-    last: u64,
-    error: FenceError,
-}
-
 struct State {
     sleepers: VecDeque<Queued<Arc<Parker>>>, // sorted by seqno, then by arrival
     callbacks: VecDeque<Queued<Notify>>,     // sorted by seqno, then by arrival
     next_id: u64,
     draining: bool, // some thread is running callbacks and will run what becomes due meanwhile
-    errors: Vec<Failures>, // sorted, disjoint
+    failures: Failures,
     pulse: Option<Pulse>, // with a timeout only
 }
 
@@ -163,7 +104,7 @@ impl Inner {
             callbacks: VecDeque::new(),
             next_id: 0,
             draining: false,
-            errors: Vec::new(),
+            failures: Failures::default(),
             pulse,
         };
         Arc::new(Inner {
@@ -203,7 +144,7 @@ impl Inner {
         if word & FAILED == 0 {
             return Some(Ok(()));
         }
-        Some(self.state.lock_leaf().outcome(seqno))
+        Some(self.state.lock_leaf().failures.outcome(seqno))
     }
 
     /// Moves the completed seqno up to `seqno` and sets `flags`; the word as it was, or nothing if it is there already.
@@ -265,7 +206,7 @@ impl Inner {
         let mut state = self.state.lock_leaf();
         let Some(before) = self.advance(last, FAILED) else { return };
         if forgotten && state.callbacks.is_empty() {
-            state.errors.clear();
+            state.failures.clear();
         }
         let first = first.unwrap_or((before >> SEQNO_SHIFT) + 1);
         #[cfg(loom_mutant = "error_filed_too_late")]
@@ -273,7 +214,7 @@ impl Inner {
             drop(state);
             self.state.lock_leaf()
         };
-        state.file_error(first, last, error);
+        state.failures.file(first, last, error);
         if let Some(timeout) = &self.timeout {
             state.pulse = Some(Pulse::from_now(timeout.after));
         }
@@ -306,7 +247,7 @@ impl Inner {
         let completed = self.completed();
         if state.callbacks.front().is_some_and(|next| next.seqno <= completed) {
             let due = state.callbacks.pop_front()?;
-            let outcome = state.outcome(due.seqno);
+            let outcome = state.failures.outcome(due.seqno);
             return Some((due.what, outcome));
         }
         state.draining = false;
@@ -409,13 +350,6 @@ impl Drop for Drainer<'_> {
     }
 }
 
-impl Pulse {
-    fn from_now(timeout: Duration) -> Pulse {
-        let now = Instant::now();
-        Pulse { oldest_since: now, deadline: now + timeout }
-    }
-}
-
 impl State {
     fn fresh_id(&mut self) -> u64 {
         self.next_id += 1;
@@ -425,29 +359,6 @@ impl State {
     fn take_due_sleepers(&mut self, completed: u64) -> VecDeque<Queued<Arc<Parker>>> {
         let due = self.sleepers.partition_point(|sleeper| sleeper.seqno <= completed);
         self.sleepers.drain(..due).collect()
-    }
-
-    fn outcome(&self, seqno: u64) -> Outcome {
-        let index = self.errors.partition_point(|failures| failures.last < seqno);
-        match self.errors.get(index) {
-            Some(failures) if failures.first <= seqno => Err(failures.error.clone()),
-            _ => Ok(()),
-        }
-    }
-
-    fn file_error(&mut self, first: u64, last: u64, error: FenceError) {
-        if let Some(previous) = self.errors.last_mut()
-            && previous.last + 1 == first
-            && previous.error == error
-        {
-            previous.last = last;
-            return;
-        }
-        self.errors.push(Failures { first, last, error });
-        if self.errors.len() > ERRORS_KEPT {
-            let oldest = self.errors.remove(0);
-            self.errors[0].first = oldest.first;
-        }
     }
 }
 

@@ -48,6 +48,24 @@ fn count_once(objects: &[Arc<Object>]) {
     assert_eq!(locked, Ok(()));
 }
 
+/// As `count_once`, but lets others run after each lock.
+fn count_slowly(objects: &[Arc<Object>]) {
+    let mut held = Held::enter();
+    let mut exec = Exec::new(&mut held);
+    let locked = exec.run(|exec| {
+        for object in objects {
+            exec.lock(object)?;
+            thread::yield_now();
+        }
+        Ok::<_, Contended>(())
+    });
+    assert_eq!(locked, Ok(()));
+    let slots: Vec<_> = exec.set().slots().collect();
+    for slot in slots {
+        *exec.set_mut().state_mut(slot) += 1;
+    }
+}
+
 fn assert_counts(objects: &[Arc<Object>], expected: u32) {
     let mut held = Held::enter();
     for object in objects {
@@ -81,21 +99,27 @@ fn whatever_was_locked_before_a_restart_is_unlocked_at_the_end() {
     });
 }
 
-/// Three threads, at most two preemptions. A waiter that was right to wait for a younger holder must give up when an
-/// older ticket gets the object in between.
+/// Three threads, at most three preemptions. The main thread has the oldest ticket. A waiter that was right to wait for
+/// a younger holder must give up when the oldest ticket gets the object in between.
 #[test]
 fn a_waiter_gives_up_when_an_older_ticket_becomes_the_holder() {
-    explore(Some(2), || {
+    explore(Some(3), || {
         let [a, b] = objects();
-        let (first, second) = ([b.clone(), a.clone()], [a.clone(), b.clone()]);
-        let crossing = thread::spawn(move || count_once(&first));
-        let other = thread::spawn(move || count_once(&second));
-        count_once(&[b.clone()]);
-        crossing.join().unwrap();
-        other.join().unwrap();
         let mut held = Held::enter();
-        assert_eq!(*a.0.lock(&mut held), 2);
-        assert_eq!(*b.0.lock(&mut held), 3);
+        let mut oldest = Exec::new(&mut held);
+        let crossing = [a.clone(), b.clone()];
+        let crossing = thread::spawn(move || count_slowly(&crossing));
+        let youngest = [b.clone()];
+        let youngest = thread::spawn(move || count_slowly(&youngest));
+        thread::yield_now();
+        let locked = oldest.run(|exec| exec.lock(&b).and_then(|_| exec.lock(&a)));
+        assert!(locked.is_ok());
+        assert_eq!(oldest.restarts(), 0, "the oldest ticket never has to begin again");
+        drop(oldest);
+        crossing.join().unwrap();
+        youngest.join().unwrap();
+        assert_eq!(*a.0.lock(&mut held), 1);
+        assert_eq!(*b.0.lock(&mut held), 2);
     });
 }
 

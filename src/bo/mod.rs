@@ -8,6 +8,7 @@ mod plan;
 mod release;
 mod validate;
 mod victims;
+mod weak;
 mod window;
 
 pub use evict::EvictionPolicy;
@@ -16,3 +17,4 @@ pub use placement::{Place, Placement};
 
 pub(crate) use object::{BoState, BufferObject};
 pub(crate) use validate::Transaction;
+pub(crate) use weak::WeakBuffer;

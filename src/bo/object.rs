@@ -31,6 +31,9 @@ pub(crate) struct BufferObject {
     pub(crate) lost: OnceLock<FenceError>,
     /// How often it was evicted. Statistics.
     pub(crate) evictions: AtomicU64,
+    /// See [`WeakBuffer`](super::WeakBuffer).
+    #[cfg(loom)]
+    pub(crate) watched: Arc<devpagemap_fence::sync::atomic::AtomicUsize>,
     /// The buffer's lock, its state and its fences.
     pub(crate) reservation: Reservation<BoState>,
 }
@@ -111,6 +114,13 @@ impl Drop for BufferObject {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Buffer(pub(crate) Arc<BufferObject>);
+
+#[cfg(loom)]
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.0.watched.fetch_add(1, devpagemap_fence::sync::atomic::Ordering::AcqRel);
+    }
+}
 
 impl Buffer {
     /// Unique on its device; never reused.
@@ -239,6 +249,8 @@ impl BufferBuilder {
             placement,
             lost: OnceLock::new(),
             evictions: AtomicU64::new(0),
+            #[cfg(loom)]
+            watched: Arc::default(),
             reservation: Reservation::new(BoState::default()),
         })))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use devpagemap_allocator::Span;
 use devpagemap_fence::LockSet;
@@ -10,7 +10,7 @@ use devpagemap_fence::LockSet;
 use super::validate::Transaction;
 use super::victims::{Victim, Walk, lock_victim, member_ids, spare_unneeded, walk};
 use super::window::{Segment, cheapest_window};
-use super::{BufferObject, EvictionPolicy, Place};
+use super::{BufferObject, EvictionPolicy, Place, WeakBuffer};
 use crate::error::Error;
 use crate::region::{Node, RegionKind, Taken, VramState};
 
@@ -46,7 +46,7 @@ impl Transaction<'_, '_> {
             let mut state = vram.state.lock(&mut held);
             let more = vram.take_up_to(&mut state, place, wanted_bytes - claim.taken.len_bytes());
             claim.taken.merge(more);
-            state.claims.insert(buffer.id(), Arc::downgrade(buffer));
+            state.claims.insert(buffer.id(), WeakBuffer::of(buffer));
             let missing_bytes = wanted_bytes - claim.taken.len_bytes();
             let useful = |node: &Node| bytes_within(&node.spans, &range);
             let walk = walk(set, &self.members, &state.lru, missing_bytes, useful);
@@ -83,7 +83,7 @@ impl Transaction<'_, '_> {
         let mut walk = Walk::default();
         let (claimed, largest_bytes) = {
             let mut state = vram.state.lock(&mut held);
-            state.claims.insert(buffer.id(), Arc::downgrade(buffer));
+            state.claims.insert(buffer.id(), WeakBuffer::of(buffer));
             while let Some((window, owners)) =
                 choose_window(&state, wanted_bytes, &range, &avoided, self.manager.policy)
             {
@@ -141,7 +141,7 @@ fn other_claims(state: &VramState, own: u64) -> Claimed {
 }
 
 /// A buffer on the LRU: its id, and a way to it while it lives.
-type Owner = (u64, Weak<BufferObject>);
+type Owner = (u64, WeakBuffer);
 
 /// Tries the reservations of all `owners`; `Err` names the first that cannot be had now.
 fn lock_owners(

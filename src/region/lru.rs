@@ -10,13 +10,11 @@
 //! reservation; one that cannot has met a buffer whose destructor is about to take the region lock. Pinned buffers
 //! keep their node, off the lists. Everything here is under the region lock.
 
-use std::sync::Weak;
-
 use devpagemap_allocator::Span;
 use slab::Slab;
 
 use super::{PRIORITIES, RegionKind};
-use crate::bo::BufferObject;
+use crate::bo::WeakBuffer;
 
 /// The node of one resource. Given back when the resource is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +31,7 @@ pub(crate) struct Pin {
 #[derive(Debug)]
 pub(crate) struct Node {
     /// Whose resource this is. Constant.
-    pub(crate) buffer: Weak<BufferObject>,
+    pub(crate) buffer: WeakBuffer,
     /// The buffer's id. Constant.
     pub(crate) id: u64,
     /// What it occupies; empty in a region that only counts bytes. Constant.
@@ -52,7 +50,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(
-        buffer: Weak<BufferObject>,
+        buffer: WeakBuffer,
         id: u64,
         spans: Vec<Span>,
         len_bytes: u64,
@@ -170,7 +168,7 @@ mod tests {
     use super::*;
 
     fn node(id: u64, priority: usize) -> Node {
-        Node::new(Weak::new(), id, Vec::new(), 4096, priority)
+        Node::new(WeakBuffer::default(), id, Vec::new(), 4096, priority)
     }
 
     fn order(lru: &Lru) -> Vec<u64> {

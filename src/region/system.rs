@@ -10,7 +10,7 @@ use devpagemap_fence::{Lock, levels};
 
 use super::{Heap, Lru, Node, NodeKey, RegionKind, Taken};
 use crate::backend::Arena;
-use crate::bo::BufferObject;
+use crate::bo::{BufferObject, WeakBuffer};
 use crate::error::{Error, Result};
 
 /// Freed bytes that are kept backed by real memory.
@@ -108,7 +108,7 @@ impl SystemState {
             buffer.id()
         );
         self.gtt_claimed_bytes -= len_bytes;
-        let node = Node::new(Arc::downgrade(buffer), buffer.id(), Vec::new(), len_bytes, buffer.priority());
+        let node = Node::new(WeakBuffer::of(buffer), buffer.id(), Vec::new(), len_bytes, buffer.priority());
         Some(self.lru.insert(node))
     }
 

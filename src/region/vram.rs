@@ -12,13 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Weak;
+use std::sync::Arc;
 
 use devpagemap_allocator::{AllocError, PAGE_BYTES, Request, Span};
 use devpagemap_fence::{FenceSet, Lock, levels};
 
 use super::{Heap, Lru, Node, RegionKind, Resource, Taken};
-use crate::bo::{BufferObject, Place};
+use crate::bo::{BufferObject, Place, WeakBuffer};
 use crate::error::{Error, Result};
 
 /// The VRAM of one device.
@@ -43,7 +43,7 @@ pub(crate) struct VramState {
     pub(crate) peak_bytes: u64,
     /// Buffers that own bytes which are not on the LRU yet: evictors in the middle of their transaction, each holding
     /// its buffer's reservation. Whoever misses these bytes waits for that reservation instead of giving up.
-    pub(crate) claims: BTreeMap<u64, Weak<BufferObject>>,
+    pub(crate) claims: BTreeMap<u64, WeakBuffer>,
 }
 
 impl VramRegion {
@@ -141,20 +141,15 @@ impl VramRegion {
     pub(crate) fn install(
         &self,
         state: &mut VramState,
-        buffer: &std::sync::Arc<BufferObject>,
+        buffer: &Arc<BufferObject>,
         spans: Vec<Span>,
     ) -> Resource {
         let len_bytes: u64 = spans.iter().map(|span| span.len_bytes).sum();
         debug_assert_eq!(len_bytes % PAGE_BYTES, 0);
         state.used_bytes += len_bytes;
         state.peak_bytes = state.peak_bytes.max(state.used_bytes);
-        let node = Node::new(
-            std::sync::Arc::downgrade(buffer),
-            buffer.id(),
-            spans.clone(),
-            len_bytes,
-            buffer.priority(),
-        );
+        let id = buffer.id();
+        let node = Node::new(WeakBuffer::of(buffer), id, spans.clone(), len_bytes, buffer.priority());
         let node = state.lru.insert(node);
         Resource::new(RegionKind::Vram, spans, Some(node))
     }

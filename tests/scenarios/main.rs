@@ -8,5 +8,6 @@ mod eviction;
 mod faults;
 mod model;
 mod pipelining;
+#[path = "../setup/mod.rs"]
 mod setup;
 mod validate;

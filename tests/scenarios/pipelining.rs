@@ -157,6 +157,77 @@ fn an_attempt_that_failed_does_not_make_idle_bytes_wait() {
 }
 
 #[test]
+fn idle_bytes_go_first_even_after_a_part_of_the_pending_ones_was_used() {
+    let device = device(6);
+    let [gone, other] = [(0, 4), (4, 2)].map(|(at, mib)| {
+        let buffer = buffer_at(&device, Place::VRAM.within(at * MIB..(at + mib) * MIB), mib);
+        fill(&device, &buffer, at).expect("room");
+        buffer
+    });
+    device.wait_idle();
+    let gate = Gate::closed();
+    let last_use = verify_behind(&device, &gate, &gone, 0);
+    drop(gone);
+    let heir_of_a_part = vram_buffer(&device, 1);
+    let job = write_not_before(&device, &last_use, &heir_of_a_part).expect("it will be free");
+    drop(other);
+    let in_idle_bytes = vram_buffer(&device, 2);
+    finished(fill(&device, &in_idle_bytes, 3));
+    assert!(!last_use.is_signaled(), "2 MiB are idle and 3 MiB are not");
+    gate.open();
+    finished(Ok(job));
+}
+
+#[test]
+fn an_eviction_that_failed_does_not_make_idle_bytes_wait() {
+    let device = builder(8).system(Size::mib(1)).build().expect("a device");
+    let [gone, _resident] = [(0, 2), (2, 4)].map(|(at, mib)| {
+        let buffer = buffer_at(&device, Place::VRAM.within(at * MIB..(at + mib) * MIB), mib);
+        fill(&device, &buffer, at).expect("room");
+        buffer
+    });
+    device.wait_idle();
+    let gate = Gate::closed();
+    let last_use = verify_behind(&device, &gate, &gone, 0);
+    drop(gone);
+    let too_much = vram_buffer(&device, 6);
+    too_much.place_now().expect_err("the resident has no home in system memory");
+    let in_idle_bytes = vram_buffer(&device, 2);
+    finished(fill(&device, &in_idle_bytes, 3));
+    assert!(!last_use.is_signaled());
+    let stats = device.stats();
+    assert_eq!((stats.vram_pending_bytes, stats.vram_ghosts), (2 * MIB, 1));
+    gate.open();
+    finished(Ok(last_use));
+    soon("the pending bytes becoming idle", || device.stats().vram_pending_bytes == 0);
+}
+
+#[test]
+fn a_contiguous_heir_waits_only_for_the_bytes_it_takes() {
+    let device = device(8);
+    let [left, right, _resident] = [(0, 3), (3, 2), (6, 2)].map(|(at, mib)| {
+        let buffer = buffer_at(&device, Place::VRAM.within(at * MIB..(at + mib) * MIB), mib);
+        fill(&device, &buffer, at).expect("room");
+        buffer
+    });
+    let (left_gate, right_gate) = (Gate::closed(), Gate::closed());
+    let left_job = verify_behind(&device, &left_gate, &left, 0);
+    let right_job = verify_behind(&device, &right_gate, &right, 3);
+    drop(left);
+    drop(right);
+    let heir = buffer_at(&device, Place::VRAM.contiguous().within(3 * MIB..6 * MIB), 3);
+    let job = write_not_before(&device, &right_job, &heir).expect("it will be free");
+    right_gate.open();
+    finished(Ok(job));
+    assert!(!left_job.is_signaled());
+    let scattered = vram_buffer(&device, 3);
+    let job = write_not_before(&device, &left_job, &scattered).expect("it will be free");
+    left_gate.open();
+    finished(Ok(job));
+    assert_eq!(device.stats().evictions, 0);
+}
+
+#[test]
 fn bytes_behind_a_fence_are_pending_until_it_signals_even_if_an_attempt_to_use_them_failed() {
     let device = device(4);
     let (gone, _resident) = (filled(&device, 2, 1), filled(&device, 2, 2));

@@ -356,6 +356,7 @@ fn a_device_that_cannot_be_is_refused_and_not_half_built() {
         Device::builder(gpu()).build(),
         Device::builder(gpu()).vram(Size::bytes(4097)).build(),
         Device::builder(gpu()).vram(Size::gib(u64::MAX)).build(),
+        Device::builder(gpu()).vram(Size::bytes(1 << 62)).build(),
         Device::builder(gpu()).vram(Size::mib(1)).visible(Size::mib(2)).build(),
         Device::builder(gpu()).vram(Size::mib(1)).visible(Size::bytes(1)).build(),
         Device::builder(gpu()).vram(Size::mib(1)).system(Size::bytes(0)).build(),

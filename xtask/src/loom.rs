@@ -14,7 +14,8 @@
 //!                               libdevpagemap_fence-b3..   mutant b      RUSTC_WORKSPACE_WRAPPER=target/loom/mutants/b
 //! ```
 //!
-//! So a mutant costs three small crates, and nothing at all when no source has changed since the last time.
+//! So a mutant costs the workspace's own crates, unoptimised, and nothing at all when no source has changed since the
+//! last time.
 
 use crate::cargo::{cargo, root, target_dir};
 use crate::models::{self, Pair};
@@ -34,14 +35,19 @@ const MODEL_LIMIT: Duration = Duration::from_secs(600);
 /// How long one mutant may explore before it counts as not caught.
 const MUTANT_LIMIT: Duration = Duration::from_secs(300);
 /// Where mutants live.
-const MUTATED: [&str; 2] = ["fence/src", "migrate/src"];
-/// Explored code is optimised, keeps its debug assertions, and is not linked for minutes.
-const PROFILE: [&str; 4] = [
+const MUTATED: [&str; 3] = ["fence/src", "migrate/src", "src"];
+/// Explored code keeps its debug assertions and is not linked for minutes. What is said of dependencies must be the same
+/// for models and mutants, or each would have its own.
+const PROFILE: [&str; 6] = [
     "profile.release.lto=\"off\"",
     "profile.release.codegen-units=16",
     "profile.release.debug=0",
     "profile.release.debug-assertions=true",
+    "profile.release.package.\"*\".debug-assertions=false",
+    "profile.release.package.\"*\".opt-level=3",
 ];
+/// A mutant explores only until it is caught, so compiling it is what costs.
+const MUTANT_PROFILE: &str = "profile.release.opt-level=0";
 
 /// A model: its file and its name.
 type Model = (String, String);
@@ -94,8 +100,12 @@ fn explore(filter: &str) -> Result<Outcome, String> {
     if pairs.is_empty() {
         return Err(format!("no model and no mutant has `{filter}` in its name"));
     }
-    let models = explore_models(&pairs, &programs);
-    let mutants = explore_mutants(&pairs);
+    // A long model keeps one processor busy; mutants are built meanwhile.
+    let (models, mutants) = std::thread::scope(|scope| {
+        let models = scope.spawn(|| explore_models(&pairs, &programs));
+        let mutants = explore_mutants(&pairs);
+        (models.join().expect("exploring models does not panic"), mutants)
+    });
     let mut outcome = summary(&pairs, &models, &mutants);
     for gap in gaps {
         println!("{gap}");
@@ -151,7 +161,8 @@ fn build(mutant: Option<&str>, files: Option<&BTreeSet<&str>>) -> Result<Program
     };
     command.env("RUSTFLAGS", rustflags()).stdin(Stdio::null()).stderr(Stdio::inherit());
     if let Some(mutant) = mutant {
-        command.arg("--quiet").env("RUSTC_WORKSPACE_WRAPPER", wrapper(mutant)?);
+        command.arg("--quiet").args(["--config", MUTANT_PROFILE]);
+        command.env("RUSTC_WORKSPACE_WRAPPER", wrapper(mutant)?);
     }
     let output = command.output().map_err(|error| format!("cargo could not be started: {error}"))?;
     if !output.status.success() {

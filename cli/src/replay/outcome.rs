@@ -141,9 +141,9 @@ impl Outcome {
             && !self.interrupted
     }
 
-    /// How fast the copy engines copied while they did.
+    /// How fast a copy engine moved and cleared bytes while it was busy.
     pub fn copy_bytes_per_s(&self) -> u64 {
-        let bytes = u128::from(self.stats.moved_bytes) * 1_000_000_000;
-        (bytes / u128::from(self.stats.copy_busy_ns.max(1))) as u64
+        let bytes = u128::from(self.stats.moved_bytes) + u128::from(self.stats.cleared_bytes);
+        (bytes * 1_000_000_000 / u128::from(self.stats.copy_busy_ns.max(1))) as u64
     }
 }

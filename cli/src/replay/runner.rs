@@ -118,6 +118,8 @@ struct Run<'a> {
     last_of_engine: HashMap<(u32, String), Fence>,
     /// Fences that the trace's client signals itself, with their timelines.
     holds: Vec<(Timeline, Fence)>,
+    /// How many of them are not signalled yet.
+    holds_outstanding: usize,
     checker: Arc<Checker>,
     samples: Samples,
     problems: Vec<Problem>,
@@ -137,6 +139,7 @@ impl<'a> Run<'a> {
             queued: VecDeque::new(),
             last_of_engine: HashMap::new(),
             holds: Vec::new(),
+            holds_outstanding: 0,
             checker: Arc::new(Checker::default()),
             samples: Samples::default(),
             problems: Vec::new(),
@@ -179,6 +182,7 @@ impl<'a> Run<'a> {
                 let timeline = Timeline::new("the trace's client");
                 let fence = timeline.next_point();
                 self.holds.push((timeline, fence));
+                self.holds_outstanding += 1;
             }
             Step::Release { hold } => self.release(*hold),
             Step::Delay { .. }
@@ -286,15 +290,11 @@ impl<'a> Run<'a> {
 
     /// Keeps the queues finite. While the client holds a fence back, waiting could last for ever.
     fn throttle(&mut self) {
-        if self.queued.len() > MAX_QUEUED && self.holds_are_released() {
+        if self.queued.len() > MAX_QUEUED && self.holds_outstanding == 0 {
             let oldest = self.queued.pop_front();
             // Whether it failed is looked at when all is done.
             let _looked_at_later = oldest.map(|fence| fence.wait());
         }
-    }
-
-    fn holds_are_released(&self) -> bool {
-        self.holds.iter().all(|(_, fence)| fence.is_signaled())
     }
 
     fn submit(&mut self, batch: &Batch, times: &Arc<Times>) -> std::result::Result<Fence, String> {
@@ -360,7 +360,7 @@ impl<'a> Run<'a> {
     }
 
     fn wait(&mut self, batch: u32) {
-        if !self.holds_are_released() {
+        if self.holds_outstanding > 0 {
             return;
         }
         if let Some(Submitted { fence: Ok(fence), .. }) = self.batches.get(batch as usize) {
@@ -370,8 +370,10 @@ impl<'a> Run<'a> {
     }
 
     fn release(&mut self, hold: u32) {
-        if let Some((timeline, fence)) = self.holds.get(hold as usize) {
+        let Some((timeline, fence)) = self.holds.get(hold as usize) else { return };
+        if !fence.is_signaled() {
             timeline.signal(fence.seqno());
+            self.holds_outstanding -= 1;
         }
     }
 

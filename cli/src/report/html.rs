@@ -105,7 +105,7 @@ fn write_tiles(page: &mut String, trace: &Trace, outcome: &Outcome) -> std::fmt:
         ),
         (count(stats.evictions), "evictions", ""),
         (size(stats.moved_bytes), "moved", ""),
-        (bandwidth(outcome.copy_bytes_per_s()), "while copying", ""),
+        (bandwidth(outcome.copy_bytes_per_s()), "while engines were busy", ""),
         (outcome.verify.mismatches.to_string(), checked.as_str(), class(outcome.verify.mismatches == 0)),
         (time(outcome.wall_ns), "in all", ""),
     ];
@@ -263,6 +263,7 @@ fn write_evictions(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
 
 fn write_table(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
     let stats = &outcome.stats;
+    let waits = if stats.cpu_waits_in_validate == 0 { "none, by design" } else { "there should be none" };
     let rows = [
         ("Buffers created, freed", format!("{}, {}", count(stats.allocs), count(stats.frees)), String::new()),
         (
@@ -279,7 +280,7 @@ fn write_table(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
             count(stats.cpu_maps),
             format!("{} fallbacks, {} bounced", count(stats.bar_fallbacks), size(stats.bounced_bytes)),
         ),
-        ("Waits while placing buffers", count(stats.cpu_waits_in_validate), "none, by design".into()),
+        ("Waits while placing buffers", count(stats.cpu_waits_in_validate), waits.into()),
         ("Waits for fences", count(stats.fence_waits), time(stats.cpu_wait_ns)),
     ];
     writeln!(page, "<section>\n<h2>In figures</h2>\n<table>")?;

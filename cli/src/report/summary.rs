@@ -144,17 +144,17 @@ impl<'a> Summary<'a> {
         self.row(f, "VRAM peak", &size(stats.vram_peak_bytes), &self.left_behind())?;
         self.row(f, "evictions", &count(stats.evictions), &size(stats.evicted_bytes))?;
         self.row(f, "restores", &count(stats.restores), &size(stats.restored_bytes))?;
-        let speed = match stats.moves {
-            0 => String::new(),
-            _ => format!("at {} while copying", bandwidth(outcome.copy_bytes_per_s())),
-        };
-        self.row(f, "moves", &count(stats.moves), &format!("{} {speed}", size(stats.moved_bytes)))?;
+        self.row(f, "moves", &count(stats.moves), &size(stats.moved_bytes))?;
         if stats.fallback_bytes > 0 {
             let copied = self.paint.amber("copied by the CPU, no engine would");
             self.row(f, "fallback", &size(stats.fallback_bytes), &copied)?;
         }
         if stats.cleared_bytes > 0 {
             self.row(f, "cleared", &size(stats.cleared_bytes), "before they changed hands")?;
+        }
+        if stats.copy_busy_ns > 0 {
+            let speed = bandwidth(outcome.copy_bytes_per_s());
+            self.row(f, "copy engines", &speed, "each, while moving and clearing")?;
         }
         if stats.cpu_maps + stats.bounced_bytes > 0 {
             let fallbacks = plural(stats.bar_fallbacks, "fallback");

@@ -46,3 +46,23 @@ fn every_batch_that_ran_has_its_time() {
         assert!(pair[0].end_ns <= pair[1].start_ns, "batches of one context run in order");
     }
 }
+
+#[test]
+fn anything_wrong_or_left_behind_is_no_success_and_is_told() {
+    use devpagemap_cli::replay::contents::Mismatch;
+    use devpagemap_cli::replay::pattern::Wrong;
+    use devpagemap_cli::report::summary::{Paint, Summary};
+    let (trace, good) = replay(&["builtin:frames", "--scale", "1/64"]);
+    assert!(good.succeeded());
+    let mut wrong = good.clone();
+    wrong.verify.mismatches = 1;
+    let word = Wrong { offset_bytes: 4096, expected: 1, found: 2 };
+    wrong.verify.first = vec![Mismatch { buffer: "texture-9".into(), batch: Some(17), wrong: word }];
+    assert!(!wrong.succeeded());
+    let told = Summary::new(&trace, &wrong, Paint::none()).to_string();
+    assert!(told.contains("texture-9 by batch 17: byte 4096"), "{told}");
+    let mut left = good.clone();
+    left.vram_in_use_at_end_bytes = 4096;
+    assert!(!left.succeeded());
+    assert!(Summary::new(&trace, &left, Paint::none()).to_string().contains("4 KiB still in use at the end"));
+}

@@ -206,6 +206,25 @@ fn a_description_beside_a_recording_must_be_right_too() {
 }
 
 #[test]
+fn batches_that_the_client_holds_back_run_once_it_lets_them() {
+    let steps = b"w.1.4n64k\n1.RCS.10.w1-0.0\nf\n2.VCS1.10.f-1/r1-0/w1-1.0\n2.VCS2.10.f-2/w1-2.0\n\
+        1.RCS.10.w1-3.1\na.-4\ns.-3\n1.RCS.10.r1-0-3.0\n";
+    let file = Scratch::new("held.wsim", steps);
+    let timeline = Scratch::new("held.json", b"");
+    let output = run(&["replay", file.path(), "--vram", "192KiB", "--perfetto", timeline.path()]);
+    assert_eq!(output.status.code(), Some(1), "the last batch needs 256 KiB");
+    assert!(text(&output.stdout).contains("4 of 5") && text(&output.stdout).contains("every byte right"));
+    let timeline: Value = serde_json::from_slice(&std::fs::read(timeline.path()).unwrap()).unwrap();
+    let slice = |name: &str| {
+        timeline["traceEvents"].as_array().unwrap().iter().find(|event| event["name"] == name).unwrap()
+    };
+    let released_after = slice("batch 3")["args"]["submitted_us"].as_f64().unwrap();
+    for held in ["batch 1", "batch 2"] {
+        assert!(slice(held)["ts"].as_f64().unwrap() >= released_after, "{held} did not wait");
+    }
+}
+
+#[test]
 fn a_result_file_is_opened_before_the_replay_and_replaced_after_it() {
     let html = Scratch::new("page.html", &[b'x'; 1 << 20]);
     let timeline = Scratch::new("timeline.json", b"old");
