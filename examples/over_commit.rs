@@ -37,15 +37,9 @@ fn main() -> Result<()> {
     }
 
     let stats = device.stats();
-    println!(
-        "{} evictions, {} restores, {} moved",
-        stats.evictions,
-        stats.restores,
-        Size::bytes(stats.moved_bytes)
-    );
-    println!(
-        "{} waits while placing and evicting, {} while reading",
-        stats.cpu_waits_in_validate, stats.fence_waits
-    );
+    let moved = Size::bytes(stats.moved_bytes);
+    println!("{} evictions, {} restores, {moved} moved", stats.evictions, stats.restores);
+    let (placing, reading) = (stats.cpu_waits_in_validate, stats.fence_waits);
+    println!("{placing} waits while placing and evicting, {reading} while reading");
     Ok(())
 }

@@ -284,5 +284,10 @@ fn eight_threads_that_do_everything_at_once_lose_and_leak_nothing() {
     assert_eq!((stats.vram_pinned_bytes, stats.cpu_waits_in_validate), (0, 0));
     assert!(stats.evictions > 0 && stats.restores > 0 && stats.cpu_maps > 0, "{stats:?}");
     drop(device);
-    assert_eq!(census::take(), census::Census::default(), "everything is joined and closed");
+    // A callback may have held the device for a moment; then the last thread ends by itself.
+    let deadline = Instant::now() + STUCK;
+    while census::take() != census::Census::default() {
+        assert!(Instant::now() < deadline, "left behind: {:?}", census::take());
+        thread::sleep(Duration::from_millis(1));
+    }
 }

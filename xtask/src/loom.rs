@@ -34,6 +34,8 @@ use std::time::Duration;
 const MODEL_LIMIT: Duration = Duration::from_secs(600);
 /// How long one mutant may explore before it counts as not caught.
 const MUTANT_LIMIT: Duration = Duration::from_secs(300);
+/// The page that describes the models.
+const PAGE: &str = "docs/lock-order.md";
 /// Where mutants live.
 const MUTATED: [&str; 3] = ["fence/src", "migrate/src", "src"];
 /// Explored code keeps its debug assertions and is not linked for minutes. What is said of dependencies must be the same
@@ -142,7 +144,18 @@ fn gaps(pairs: &[Pair], programs: &Programs) -> Result<Vec<String>, String> {
     gaps.extend(listed.difference(&there).map(|(file, test)| format!("{file}::{test} does not exist")));
     gaps.extend(known.difference(&named).map(|mutant| format!("the mutant {mutant} is not in models.txt")));
     gaps.extend(named.difference(&known).map(|mutant| format!("the mutant {mutant} is in no source")));
+    let page = std::fs::read_to_string(root().join(PAGE)).map_err(|error| format!("{PAGE}: {error}"))?;
+    let missing = pairs.iter().filter(|pair| !is_described(&page, pair));
+    gaps.extend(missing.map(|pair| format!("{PAGE} does not say what models.txt says of {}", pair.test)));
     Ok(gaps)
+}
+
+/// Whether the page's table has the model with its bound, and the mutant.
+fn is_described(page: &str, pair: &Pair) -> bool {
+    let row = format!("| `{}` | `{}` | {} |", pair.file, pair.test, pair.bound);
+    let row = page.lines().find(|line| line.starts_with(&row));
+    let mutant = pair.mutant.as_ref().map(|mutant| format!("`{mutant}`")).unwrap_or_default();
+    row.is_some_and(|row| row.contains(&mutant))
 }
 
 fn model_of(pair: &Pair) -> Model {
@@ -189,7 +202,7 @@ fn programs_in(messages: &str) -> Programs {
 fn wrapper(mutant: &str) -> Result<PathBuf, String> {
     let dir = loom_target_dir().join("mutants");
     let path = dir.join(mutant);
-    let script = format!("#!/bin/sh\nexec \"$@\" --cfg 'loom_mutant=\"{mutant}\"'\n");
+    let script = format!("#!/bin/sh\nexec \"$@\" --cap-lints allow --cfg 'loom_mutant=\"{mutant}\"'\n");
     if std::fs::read_to_string(&path).is_ok_and(|there| there == script) {
         return Ok(path);
     }
@@ -356,6 +369,20 @@ mod tests {
         assert!(!judge_mutant(&ended(101, "error: no such option")).is_good);
         let deadlock = "thread 'x' panicked at a.rs:1:2:\ndeadlock; threads = [..]\n";
         assert_eq!(judge_mutant(&ended(101, deadlock)).text, "caught: deadlock");
+    }
+
+    #[test]
+    fn a_page_must_have_the_bound_and_the_mutant() {
+        let page = "| file | model |\n| `f` | `t` | 2 threads, exhaustive | `one`, `two` |\n";
+        let pair = |bound: &str, mutant: &str| Pair {
+            file: "f".into(),
+            test: "t".into(),
+            mutant: Some(mutant.into()),
+            bound: bound.into(),
+        };
+        assert!(is_described(page, &pair("2 threads, exhaustive", "two")));
+        assert!(!is_described(page, &pair("2 threads, exhaustive", "three")));
+        assert!(!is_described(page, &pair("3 threads, exhaustive", "two")));
     }
 
     #[test]

@@ -102,3 +102,43 @@ fn collect(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>
 fn not_started(command: &Command, error: &std::io::Error) -> String {
     format!("{} could not be started: {error}", command.get_program().to_string_lossy())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn lines_are_shown_whole_however_they_come() {
+        let mut lines = Vec::new();
+        let status = run_streamed(&mut shell("printf one; printf 'more\\ntwo\\nthree'"), |line| {
+            lines.push(line.to_owned())
+        });
+        assert!(status.unwrap().success());
+        assert_eq!(lines, ["onemore", "two", "three"]);
+    }
+
+    #[test]
+    fn a_child_is_captured_with_how_it_ended() {
+        let run =
+            run_captured(&mut shell("echo out; echo err >&2; exit 3"), Duration::from_secs(600)).unwrap();
+        assert_eq!((run.status.unwrap().code(), run.output.as_str()), (Some(3), "out\nerr\n"));
+    }
+
+    #[test]
+    fn a_child_that_does_not_end_in_time_is_ended() {
+        let run = run_captured(&mut shell("exec sleep 600"), Duration::from_millis(20)).unwrap();
+        assert!(run.status.is_none());
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_named() {
+        let error = run(&mut Command::new("no-such-program-here")).unwrap_err();
+        assert!(error.contains("no-such-program-here"), "{error}");
+    }
+}
