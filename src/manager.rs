@@ -7,7 +7,7 @@ use std::time::Instant;
 #[cfg(not(loom))]
 use devpagemap_fence::Watchdog;
 use devpagemap_fence::{
-    Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Usage, blocking_waits, in_callback, levels,
+    Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, blocking_waits, in_callback, levels,
 };
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
@@ -181,22 +181,19 @@ impl Manager {
         let (set, mut held) = transaction.exec.split();
         let fence = self.queue().submit(request, &mut held);
         self.remember(&fence, &mut held);
-        let lost = Arc::downgrade(&buffer);
-        // Err: it has signalled already, so its status is known here.
-        if fence.on_signal(move |result| note_loss(&lost, result)).is_err() {
-            note_loss(&Arc::downgrade(&buffer), fence.status().unwrap_or(Ok(())));
-        }
         set.add_fence(slot, fence.clone(), Usage::Kernel);
         let after = FenceSet::from(fence.clone());
         let moved = Moved { buffer: buffer.id(), from, to: new.region, extents: &new.extents, after: &after };
-        match self.driver().rebind(&moved) {
-            Ok(None) => {}
-            Ok(Some(rebound)) => set.add_fence(slot, rebound, Usage::Kernel),
-            Err(error) => note_loss(
-                &Arc::downgrade(&buffer),
-                Err(FenceError::Failed { reason: error.to_string().into() }),
-            ),
+        let rebound = match self.driver().rebind(&moved) {
+            Ok(rebound) => rebound,
+            Err(error) => Some(failed_rebind(&error)),
+        };
+        let mut arrival = after;
+        if let Some(rebound) = rebound {
+            arrival.add(rebound.clone());
+            set.add_fence(slot, rebound, Usage::Kernel);
         }
+        set.state_mut(slot).arrival = arrival;
         tracing::debug!(
             buffer = buffer.id(),
             from = from.map(|region| region.to_string()),
@@ -286,12 +283,13 @@ impl Drop for Manager {
     }
 }
 
-/// Remembers the first failure that made a buffer unusable.
-fn note_loss(buffer: &Weak<BufferObject>, result: Result<(), FenceError>) {
-    let (Err(error), Some(buffer)) = (result, buffer.upgrade()) else { return };
-    tracing::error!(buffer = buffer.id(), %error, "a move failed for good; the buffer's bytes are lost");
-    // A second failure adds nothing: the bytes were lost with the first.
-    let _first_wins = buffer.lost.set(error);
+/// A fence that says why the GPU does not see a buffer where it is.
+fn failed_rebind(error: &Error) -> Fence {
+    tracing::error!(%error, "a rebind failed; the buffer is lost");
+    let timeline = Timeline::new("rebind");
+    let fence = timeline.next_point();
+    timeline.fail(fence.seqno(), FenceError::failed(error.to_string()));
+    fence
 }
 
 fn check_limit(region: RegionKind, wanted_bytes: u64, limit_bytes: u64) -> Result<()> {

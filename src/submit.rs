@@ -173,7 +173,7 @@ impl<'a> Job<'a> {
             job.uses.push(Use { access: *access, extents: &resource.extents });
             let set = transaction.exec.set();
             job.after.merge(&set.fences(slot, Usage::waits_for(*access == Access::Write)));
-            job.needs.merge(&set.fences(slot, Usage::Kernel));
+            job.needs.merge(&set.state(slot).arrival);
         }
         job
     }

@@ -53,7 +53,7 @@ impl EvictionPolicy {
 struct Home {
     slot: Slot,
     resource: Resource,
-    after: FenceSet,
+    taken: Taken,
 }
 
 impl Transaction<'_, '_> {
@@ -128,15 +128,21 @@ impl Transaction<'_, '_> {
         let mut state = system.state.lock(&mut held);
         let taken = system.take(&mut state, len_bytes)?;
         state.system_used_bytes += len_bytes;
-        Ok(Home { slot, resource: Resource::new(RegionKind::System, taken.spans, None), after: taken.after })
+        Ok(Home { slot, resource: Resource::new(RegionKind::System, taken.spans.clone(), None), taken })
     }
 
     fn give_up_homes(&mut self, homes: Vec<Home>) {
         let (_, mut held) = self.exec.split();
-        let mut state = self.manager.system.state.lock(&mut held);
-        for home in homes {
-            state.leave(RegionKind::System, home.resource.len_bytes(), None);
-            state.heap.give_back_unused(Taken { spans: home.resource.spans, after: home.after });
+        let mut ghosts = Vec::new();
+        {
+            let mut state = self.manager.system.state.lock(&mut held);
+            for home in homes {
+                state.leave(RegionKind::System, home.resource.len_bytes(), None);
+                ghosts.extend(state.heap.give_back_unused(home.taken));
+            }
+        }
+        for (ghost, fences) in ghosts {
+            self.manager.reap_when_signaled(RegionKind::System, Some(ghost), &fences);
         }
     }
 
@@ -160,7 +166,7 @@ impl Transaction<'_, '_> {
     fn evict(&mut self, home: Home) -> (Resource, Fence) {
         let victim = self.exec.set().object(home.slot).clone();
         let (old, fence) =
-            self.queue_bytes(home.slot, &victim, home.resource, home.after, Urgency::Background);
+            self.queue_bytes(home.slot, &victim, home.resource, home.taken.after(), Urgency::Background);
         let old =
             old.expect("a victim has a resource: it was found on the LRU and its reservation is held since");
         self.exec.set_mut().state_mut(home.slot).evicted = true;
@@ -202,7 +208,8 @@ impl Transaction<'_, '_> {
             taken.merge(more);
             assert_eq!(taken.len_bytes(), buffer.footprint_bytes, "victims make up exactly what was missing");
             state.claims.remove(&buffer.id());
-            (manager.vram.install(&mut state, buffer, taken.spans), taken.after)
+            let after = taken.after();
+            (manager.vram.install(&mut state, buffer, taken.spans), after)
         };
         for (ghost, fences) in ghosts {
             manager.reap_when_signaled(RegionKind::Vram, ghost, &fences);

@@ -1,9 +1,9 @@
 //! A buffer whose bytes survive every move.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use devpagemap_fence::{FenceError, FenceSet, Held, Reservable, Reservation, Usage};
+use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage};
 
 use super::{Place, Placement};
 use crate::error::{Error, Result};
@@ -27,8 +27,6 @@ pub(crate) struct BufferObject {
     priority: usize,
     /// Constant.
     placement: Placement,
-    /// The first move that failed for good; from then on the bytes are lost. Set once.
-    pub(crate) lost: OnceLock<FenceError>,
     /// How often it was evicted. Statistics.
     pub(crate) evictions: AtomicU64,
     /// See [`WeakBuffer`](super::WeakBuffer).
@@ -45,6 +43,18 @@ pub(crate) struct BoState {
     pub(crate) resource: Option<Resource>,
     /// Whether it was evicted and has not come back.
     pub(crate) evicted: bool,
+    /// What brought, or will bring, the bytes where they are: the last move and its rebind. Unlike the reservation's fences
+    /// they stay when they have signalled, because a failure among them means that the bytes are lost. Every move needs the
+    /// arrival before it, so a failure is handed on and the last one is enough.
+    pub(crate) arrival: FenceSet,
+}
+
+impl BoState {
+    /// # Errors
+    /// [`Error::FenceFailed`] when a move that has ended lost the bytes.
+    pub(crate) fn check_not_lost(&self) -> Result<()> {
+        self.arrival.first_error().map_or(Ok(()), |error| Err(Error::FenceFailed(error)))
+    }
 }
 
 impl Reservable for BufferObject {
@@ -66,15 +76,6 @@ impl BufferObject {
 
     pub(crate) fn placement(&self) -> &Placement {
         &self.placement
-    }
-
-    /// # Errors
-    /// [`Error::FenceFailed`] when a move lost the bytes.
-    pub(crate) fn check_not_lost(&self) -> Result<()> {
-        match self.lost.get() {
-            Some(error) => Err(Error::FenceFailed(error.clone())),
-            None => Ok(()),
-        }
     }
 }
 
@@ -169,7 +170,7 @@ impl Buffer {
     /// [`Error::FenceFailed`] when work that was still outstanding failed, or a move has lost the bytes.
     pub fn wait(&self) -> Result<()> {
         self.0.manager.wait(&self.0.reservation.fences(Usage::Read))?;
-        self.0.check_not_lost()
+        self.0.reservation.lock(&mut Held::enter()).check_not_lost()
     }
 
     /// Gives it a place now, instead of at its first use: the first of its placement that can be had, evicting others if
@@ -247,7 +248,6 @@ impl BufferBuilder {
             footprint_bytes,
             priority: self.priority,
             placement,
-            lost: OnceLock::new(),
             evictions: AtomicU64::new(0),
             #[cfg(loom)]
             watched: Arc::default(),

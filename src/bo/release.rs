@@ -141,7 +141,12 @@ pub(crate) fn cancel_claim(
     taken: crate::region::Taken,
     held: &mut Held<'_, levels::Tickets>,
 ) {
-    let mut state = manager.vram.state.lock(held);
-    state.claims.remove(&buffer);
-    state.heap.give_back_unused(taken);
+    let ghosts = {
+        let mut state = manager.vram.state.lock(held);
+        state.claims.remove(&buffer);
+        state.heap.give_back_unused(taken)
+    };
+    for (ghost, fences) in ghosts {
+        manager.reap_when_signaled(RegionKind::Vram, Some(ghost), &fences);
+    }
 }

@@ -81,7 +81,7 @@ impl<'t, 'h> Transaction<'t, 'h> {
     /// [`Error::Contended`] (restart), or why the last place could not be had. What was moved before stays moved.
     pub(crate) fn validate(&mut self, slot: Slot, placement: &Placement) -> Result<()> {
         let buffer = self.exec.set().object(slot).clone();
-        buffer.check_not_lost()?;
+        self.exec.set().state(slot).check_not_lost()?;
         self.exec.set_mut().reserve_fences(slot, FENCES_PER_BUFFER)?;
         let mut refused = None;
         for pass in [Pass::Free, Pass::Evicting] {
@@ -100,9 +100,31 @@ impl<'t, 'h> Transaction<'t, 'h> {
                 }
             }
         }
-        Err(refused.unwrap_or_else(|| Error::InvalidPlacement {
-            why: "every place of it is wanted only without eviction, and none is free".into(),
-        }))
+        Err(refused.unwrap_or_else(|| self.nothing_free(&buffer, placement)))
+    }
+
+    /// Why a buffer whose places are all DESIRED got none: nobody may be evicted for it.
+    fn nothing_free(&mut self, buffer: &BufferObject, placement: &Placement) -> Error {
+        let place = placement.places().last().expect("a placement names a place");
+        let region = place.region;
+        let (_, mut held) = self.exec.split();
+        let (free_bytes, pinned_bytes) = match region {
+            RegionKind::Vram => {
+                let state = self.manager.vram.state.lock(&mut held);
+                (state.heap.free_bytes_in(&self.manager.vram.range_of(place)), state.lru.pinned_bytes())
+            }
+            RegionKind::Gtt | RegionKind::System => {
+                let state = self.manager.system.state.lock(&mut held);
+                (self.manager.system.gtt_bytes - state.gtt_used_bytes, state.lru.pinned_bytes())
+            }
+        };
+        Error::Exhausted {
+            region,
+            wanted_bytes: buffer.footprint_bytes,
+            free_bytes,
+            pinned_bytes,
+            held_bytes: 0,
+        }
     }
 
     fn is_at(&self, slot: Slot, place: &Place) -> bool {
@@ -167,8 +189,9 @@ impl<'t, 'h> Transaction<'t, 'h> {
         let vram = &self.manager.vram;
         let mut state = vram.state.lock(&mut held);
         let taken = vram.take(&mut state, place, buffer.footprint_bytes)?;
+        let after = taken.after();
         let resource = vram.install(&mut state, buffer, taken.spans);
-        Some(Found::Memory(resource, taken.after))
+        Some(Found::Memory(resource, after))
     }
 
     /// Pages in system memory; the ones it has, if it is there already.
@@ -182,7 +205,8 @@ impl<'t, 'h> Transaction<'t, 'h> {
         let mut state = system.state.lock(&mut held);
         let taken = system.take(&mut state, buffer.footprint_bytes)?;
         let node = state.enter(region, buffer);
-        Ok(Found::Memory(Resource::new(region, taken.spans, node), taken.after))
+        let after = taken.after();
+        Ok(Found::Memory(Resource::new(region, taken.spans, node), after))
     }
 
     /// The point of no return is behind; nothing below fails.
@@ -222,7 +246,7 @@ impl<'t, 'h> Transaction<'t, 'h> {
         mut after: FenceSet,
         urgency: Urgency,
     ) -> (Option<Resource>, Fence) {
-        let needs = self.exec.set().fences(slot, Usage::Kernel);
+        let needs = self.exec.set().state(slot).arrival.clone();
         #[cfg(not(loom_mutant = "copy_overtakes_the_writer"))]
         after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));
         let old = self.exec.set_mut().state_mut(slot).resource.take();
@@ -262,7 +286,7 @@ impl<'t, 'h> Transaction<'t, 'h> {
         }
     }
 
-    /// Keeps a member where it is until [`Manager::unpin`]. In System it needs no pin: nobody is evicted from there.
+    /// Keeps a member where it is until [`Manager::unpin`]. In System it may move on: the GPU can use nothing there.
     pub(crate) fn pin(&mut self, slot: Slot) -> Option<Pin> {
         let (set, mut held) = self.exec.split();
         let resource = set.state(slot).resource.as_ref()?;

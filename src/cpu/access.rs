@@ -72,7 +72,7 @@ impl Buffer {
                 let mut state: Locked<'_, BoState> = self.0.reservation.lock(&mut held);
                 let outstanding = state.fences(usage);
                 if outstanding.is_signaled() {
-                    self.0.check_not_lost()?;
+                    state.check_not_lost()?;
                     return body(&mut state);
                 }
                 outstanding

@@ -75,7 +75,8 @@ impl Buffer {
         let system = &self.0.manager.system;
         let taken = system.take(&mut system.state.lock(&mut Held::enter()), footprint_bytes)?;
         let whole = Resource::new(RegionKind::System, taken.spans.clone(), None).extents;
-        Ok(Bounce { spans: taken.spans, extents: whole.slice(0, len_bytes), after: taken.after })
+        let after = taken.after();
+        Ok(Bounce { spans: taken.spans, extents: whole.slice(0, len_bytes), after })
     }
 
     fn give_back_bounce(&self, bounce: Bounce, fences: FenceSet) {
@@ -85,7 +86,7 @@ impl Buffer {
     fn queue_bounce(&self, offset_bytes: u64, bounce: &Bounce, direction: Direction) -> Result<Fence> {
         let mut held = Held::enter();
         let mut state: Locked<'_, BoState> = self.0.reservation.lock(&mut held);
-        self.0.check_not_lost()?;
+        state.check_not_lost()?;
         state.reserve_fences(1)?;
         let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
         let here = resource.extents.slice(offset_bytes, bounce.extents.len_bytes());
@@ -99,7 +100,7 @@ impl Buffer {
         };
         let mut after = bounce.after.clone();
         after.merge(&state.fences(waits_for));
-        let needs = state.fences(Usage::Kernel);
+        let needs = state.arrival.clone();
         let request = MoveRequest { label: self.id(), operation, urgency: Urgency::Foreground, after, needs };
         let manager = &self.0.manager;
         let (_, mut inner) = state.split();

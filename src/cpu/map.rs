@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use crate::region::{Pin, RegionKind};
 use crate::stats::Counters;
 
-/// A buffer mapped for the CPU. While one exists, the buffer is pinned where the CPU sees it.
+/// A buffer mapped for the CPU. While one exists, a buffer in visible VRAM or in GTT is pinned there. One in System, which the
+/// GPU cannot use, still moves when a submission needs it; the map reads and writes it wherever it is.
 ///
 /// It was brought into the visible part of VRAM where its placement allows that, or stays in system memory; what could not be had is
 /// told by [`CpuMap::fell_back`].
@@ -46,7 +47,7 @@ impl Buffer {
         }
         let map = CpuMap { buffer: self.clone(), pin, fell_back };
         let _submitters_business = manager.wait(&self.fences());
-        self.0.check_not_lost()?;
+        self.0.reservation.lock(&mut devpagemap_fence::Held::enter()).check_not_lost()?;
         Ok(map)
     }
 }

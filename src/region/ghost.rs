@@ -15,6 +15,7 @@
 //! All of it is under the region lock.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use devpagemap_allocator::Span;
 use devpagemap_fence::FenceSet;
@@ -26,6 +27,14 @@ pub(crate) struct Ghost {
     pub(crate) spans: Vec<Span>,
     /// The region lock.
     pub(crate) fences: FenceSet,
+}
+
+impl Ghost {
+    fn bytes_in(&self, range: &Range<u64>) -> u64 {
+        let inside =
+            |span: &Span| span.end_bytes().min(range.end).saturating_sub(span.start_bytes.max(range.start));
+        self.spans.iter().map(inside).sum()
+    }
 }
 
 /// Identifies a ghost to the fence callback that turns it into idle memory. Never reused.
@@ -59,9 +68,49 @@ impl Ghosts {
         Some(ghost)
     }
 
-    /// The oldest ghost that has a byte for which `wanted` holds: the one whose fence is likely to signal next.
-    pub(crate) fn oldest_where(&self, mut wanted: impl FnMut(&Span) -> bool) -> Option<GhostId> {
-        self.by_age.iter().find(|(_, ghost)| ghost.spans.iter().any(&mut wanted)).map(|(id, _)| *id)
+    /// Puts a ghost back that was taken out a moment ago, or what is left of it.
+    pub(crate) fn put_back(&mut self, id: GhostId, ghost: Ghost) {
+        if ghost.spans.is_empty() {
+            return;
+        }
+        self.bytes += ghost.spans.iter().map(|span| span.len_bytes).sum::<u64>();
+        self.by_age.insert(id, ghost);
+    }
+
+    /// The oldest ghost with a byte in `range`: the one whose fence is likely to signal next.
+    pub(crate) fn oldest_in(&self, range: &Range<u64>) -> Option<GhostId> {
+        self.by_age.iter().find(|(_, ghost)| ghost.bytes_in(range) > 0).map(|(id, _)| *id)
+    }
+
+    /// How many bytes in `range` are ghosts'.
+    pub(crate) fn bytes_in(&self, range: &Range<u64>) -> u64 {
+        self.by_age.values().map(|ghost| ghost.bytes_in(range)).sum()
+    }
+
+    /// Takes up to `len_bytes` within `range` from a ghost; the rest stays what it is.
+    pub(crate) fn carve(&mut self, id: GhostId, range: &Range<u64>, len_bytes: u64) -> Ghost {
+        let ghost = self.remove(id).expect("only a ghost that was found is carved");
+        let (mut taken, mut rest) = (Vec::new(), Vec::new());
+        let mut missing = len_bytes;
+        for span in ghost.spans {
+            let (start, end) = (span.start_bytes.max(range.start), span.end_bytes().min(range.end));
+            let end = end.min(start.saturating_add(missing));
+            if start >= end {
+                rest.push(span);
+                continue;
+            }
+            missing -= end - start;
+            let put = |list: &mut Vec<Span>, from: u64, to: u64| {
+                if from < to {
+                    list.push(Span { start_bytes: from, len_bytes: to - from });
+                }
+            };
+            put(&mut rest, span.start_bytes, start);
+            put(&mut taken, start, end);
+            put(&mut rest, end, span.end_bytes());
+        }
+        self.put_back(id, Ghost { spans: rest, fences: ghost.fences.clone() });
+        Ghost { spans: taken, fences: ghost.fences }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Ghost> {
@@ -82,53 +131,6 @@ impl Ghosts {
     }
 }
 
-/// Allocatable bytes that still have unsignalled fences: an interval map without overlaps.
-#[derive(Debug, Default)]
-pub(crate) struct FencedSpans {
-    /// Start to (end, fences). The region lock.
-    by_start: BTreeMap<u64, (u64, FenceSet)>,
-}
-
-impl FencedSpans {
-    /// Notes that whoever gets these bytes must wait for `fences`. The bytes must not be noted yet.
-    pub(crate) fn add(&mut self, span: Span, fences: &FenceSet) {
-        debug_assert!(self.overlapping(span).is_empty(), "{span:?} is fenced already");
-        self.by_start.insert(span.start_bytes, (span.end_bytes(), fences.clone()));
-    }
-
-    /// Removes the notes about exactly these bytes and returns all their fences, merged.
-    pub(crate) fn take(&mut self, span: Span) -> FenceSet {
-        let mut fences = FenceSet::new();
-        for start in self.overlapping(span) {
-            let Some((end, noted)) = self.by_start.remove(&start) else { continue };
-            fences.merge(&noted);
-            if start < span.start_bytes {
-                self.by_start.insert(start, (span.start_bytes, noted.clone()));
-            }
-            if end > span.end_bytes() {
-                self.by_start.insert(span.end_bytes(), (end, noted));
-            }
-        }
-        fences
-    }
-
-    /// Forgets what has signalled since.
-    pub(crate) fn prune(&mut self) {
-        self.by_start.retain(|_, (_, fences)| !fences.is_signaled());
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_start.is_empty()
-    }
-
-    fn overlapping(&self, span: Span) -> Vec<u64> {
-        let before = self.by_start.range(..span.start_bytes).next_back();
-        let before = before.filter(|(_, (end, _))| *end > span.start_bytes).map(|(start, _)| *start);
-        let inside = self.by_start.range(span.start_bytes..span.end_bytes()).map(|(start, _)| *start);
-        before.into_iter().chain(inside).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,38 +141,23 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_is_inherited_only_by_who_takes_its_bytes() {
-        let (left, right) = (Timeline::new("left"), Timeline::new("right"));
-        let mut fenced = FencedSpans::default();
-        fenced.add(span(0, 8192), &FenceSet::from(left.next_point()));
-        fenced.add(span(8192, 8192), &FenceSet::from(right.next_point()));
-
-        let taken = fenced.take(span(4096, 4096));
-        assert_eq!(taken.iter().map(|fence| fence.timeline_id()).collect::<Vec<_>>(), [left.id()]);
-        let taken = fenced.take(span(0, 16384));
-        assert_eq!(taken.len(), 2, "what was not taken before still carries its fences");
-        assert!(fenced.is_empty());
+    fn a_part_is_carved_out_of_the_wanted_range_and_the_rest_keeps_its_fences_and_its_id() {
+        let timeline = Timeline::new("copies");
+        let mut ghosts = Ghosts::default();
+        let id = ghosts.add(vec![span(0, 8192), span(16384, 8192)], timeline.next_point().into());
+        let part = ghosts.carve(id, &(4096..20480), 8192);
+        assert_eq!(part.spans, [span(4096, 4096), span(16384, 4096)]);
+        assert_eq!((ghosts.bytes(), ghosts.bytes_in(&(4096..20480))), (8192, 0));
+        let rest = ghosts.remove(id).expect("half of it is left");
+        assert_eq!((rest.spans, rest.fences.len()), (vec![span(0, 4096), span(20480, 4096)], 1));
     }
 
     #[test]
-    fn a_hole_cut_out_of_the_middle_leaves_both_ends_fenced() {
+    fn a_ghost_that_is_carved_up_is_gone() {
         let timeline = Timeline::new("copies");
-        let mut fenced = FencedSpans::default();
-        fenced.add(span(0, 12288), &FenceSet::from(timeline.next_point()));
-        assert_eq!(fenced.take(span(4096, 4096)).len(), 1);
-        assert!(fenced.take(span(4096, 4096)).is_empty());
-        assert_eq!(fenced.take(span(0, 4096)).len(), 1);
-        assert_eq!(fenced.take(span(8192, 4096)).len(), 1);
-    }
-
-    #[test]
-    fn signalled_fences_are_forgotten() {
-        let timeline = Timeline::new("copies");
-        let mut fenced = FencedSpans::default();
-        let fence = timeline.next_point();
-        fenced.add(span(0, 4096), &FenceSet::from(fence.clone()));
-        timeline.signal(fence.seqno());
-        fenced.prune();
-        assert!(fenced.is_empty());
+        let mut ghosts = Ghosts::default();
+        let id = ghosts.add(vec![span(0, 8192)], timeline.next_point().into());
+        ghosts.carve(id, &(0..8192), 8192);
+        assert_eq!((ghosts.len(), ghosts.bytes(), ghosts.oldest_in(&(0..8192))), (0, 0, None));
     }
 }

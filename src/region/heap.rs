@@ -6,18 +6,18 @@
 
 use std::ops::Range;
 
-use devpagemap_allocator::{AllocError, Buddy, PAGE_BYTES, Request, Span};
+use devpagemap_allocator::{AllocError, Buddy, Mode, PAGE_BYTES, Request, Span};
 use devpagemap_fence::FenceSet;
 
-use super::ghost::{FencedSpans, GhostId, Ghosts};
+use super::ghost::{Ghost, GhostId, Ghosts};
 
 /// Bytes taken from a heap, and the fences of their former users.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
     /// In address order, adjacent ones merged. Owned by the taker.
     pub(crate) spans: Vec<Span>,
-    /// What must have signalled before the first access. Owned by the taker.
-    pub(crate) after: FenceSet,
+    /// The parts of `spans` that are not idle, and what ends their use. Owned by the taker.
+    pending: Vec<Ghost>,
 }
 
 impl Taken {
@@ -25,19 +25,32 @@ impl Taken {
         self.spans.iter().map(|span| span.len_bytes).sum()
     }
 
+    /// What must have signalled before the first access.
+    pub(crate) fn after(&self) -> FenceSet {
+        let mut after = FenceSet::new();
+        #[cfg(not(loom_mutant = "reused_bytes_lose_their_fences"))]
+        self.pending.iter().for_each(|part| after.merge(&part.fences));
+        after.prune();
+        after
+    }
+
     /// Adds what another call took.
     pub(crate) fn merge(&mut self, other: Taken) {
         self.spans.extend(other.spans);
-        self.spans.sort_unstable();
-        self.spans.dedup_by(|next, kept| {
-            let adjacent = kept.end_bytes() == next.start_bytes;
-            if adjacent {
-                kept.len_bytes += next.len_bytes;
-            }
-            adjacent
-        });
-        self.after.merge(&other.after);
+        merge_adjacent(&mut self.spans);
+        self.pending.extend(other.pending);
     }
+}
+
+fn merge_adjacent(spans: &mut Vec<Span>) {
+    spans.sort_unstable();
+    spans.dedup_by(|next, kept| {
+        let adjacent = kept.end_bytes() == next.start_bytes;
+        if adjacent {
+            kept.len_bytes += next.len_bytes;
+        }
+        adjacent
+    });
 }
 
 /// The free memory of a region. Everything here is under the region lock.
@@ -47,13 +60,11 @@ pub(crate) struct Heap {
     buddy: Buddy,
     /// The region lock.
     ghosts: Ghosts,
-    /// The region lock.
-    fenced: FencedSpans,
 }
 
 impl Heap {
     pub(crate) fn new(size_bytes: u64) -> Result<Heap, AllocError> {
-        Ok(Heap { buddy: Buddy::new(size_bytes)?, ghosts: Ghosts::default(), fenced: FencedSpans::default() })
+        Ok(Heap { buddy: Buddy::new(size_bytes)?, ghosts: Ghosts::default() })
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -63,6 +74,11 @@ impl Heap {
     /// Free bytes, idle or behind a fence.
     pub(crate) fn free_bytes(&self) -> u64 {
         self.buddy.free_bytes() + self.ghosts.bytes()
+    }
+
+    /// Free bytes in a range, idle or behind a fence.
+    pub(crate) fn free_bytes_in(&self, range: &Range<u64>) -> u64 {
+        self.buddy.free_bytes_in(range.clone()) + self.ghosts.bytes_in(range)
     }
 
     /// Bytes that are free only once a fence signals and have not been made allocatable.
@@ -81,39 +97,64 @@ impl Heap {
 
     /// All or nothing: `request`, from idle memory if that can serve it, else with ghosts, oldest first.
     pub(crate) fn take(&mut self, request: &Request) -> Result<Taken, AllocError> {
-        loop {
-            match self.buddy.alloc(request) {
-                Ok(spans) => return Ok(self.taken(spans)),
-                Err(
-                    error @ (AllocError::Exhausted { .. }
-                    | AllocError::Fragmented { .. }
-                    | AllocError::Busy { .. }),
-                ) => {
-                    let Some(ghost) = self.oldest_ghost_in(&request.range) else { return Err(error) };
-                    self.make_allocatable(ghost);
-                }
-                Err(error) => return Err(error),
-            }
+        match request.mode {
+            Mode::Scatter { .. } => self.take_scattered(request),
+            Mode::Contiguous => self.take_contiguous(request),
         }
+    }
+
+    fn take_scattered(&mut self, request: &Request) -> Result<Taken, AllocError> {
+        if self.free_bytes_in(&request.range) < request.len_bytes {
+            // With less than what is asked for, the allocator refuses for the right reason.
+            return self.buddy.alloc(request).map(|spans| Taken { spans, pending: Vec::new() });
+        }
+        Ok(self.take_up_to(request))
+    }
+
+    /// A run may lie across idle bytes and ghosts. Ghosts are lent to the allocator for the search, and what was not
+    /// taken of them is theirs again.
+    fn take_contiguous(&mut self, request: &Request) -> Result<Taken, AllocError> {
+        let mut lent = Vec::new();
+        let result = loop {
+            match self.buddy.alloc(request) {
+                Err(
+                    AllocError::Exhausted { .. } | AllocError::Fragmented { .. } | AllocError::Busy { .. },
+                ) if let Some(id) = self.ghosts.oldest_in(&request.range) => {
+                    let ghost = self.ghosts.remove(id).expect("it was found just now");
+                    self.free(&ghost.spans);
+                    lent.push((id, ghost));
+                }
+                result => break result,
+            }
+        };
+        let spans = result.as_deref().unwrap_or_default();
+        let mut pending = Vec::new();
+        for (id, ghost) in lent {
+            let used = intersect_all(&ghost.spans, spans);
+            let rest = subtract_all(&ghost.spans, spans);
+            for span in &rest {
+                let exactly =
+                    Request::new(span.len_bytes).within(span.start_bytes..span.end_bytes()).contiguous();
+                self.buddy.alloc(&exactly).expect("it was freed for the search only");
+            }
+            if !used.is_empty() {
+                pending.push(Ghost { spans: used, fences: ghost.fences.clone() });
+            }
+            self.ghosts.put_back(id, Ghost { spans: rest, fences: ghost.fences });
+        }
+        result.map(|spans| Taken { spans, pending })
     }
 
     /// As many bytes of a scattered `request` as there are, idle ones first.
     pub(crate) fn take_up_to(&mut self, request: &Request) -> Taken {
-        let mut taken = Taken::default();
-        loop {
-            let missing = request.len_bytes - taken.len_bytes();
-            if missing == 0 {
-                return taken;
-            }
-            let spans = self.buddy.alloc_up_to(&Request { len_bytes: missing, ..request.clone() });
-            let more = self.taken(spans);
-            taken.merge(more);
-            if taken.len_bytes() == request.len_bytes {
-                return taken;
-            }
-            let Some(ghost) = self.oldest_ghost_in(&request.range) else { return taken };
-            self.make_allocatable(ghost);
+        let mut taken = Taken { spans: self.buddy.alloc_up_to(request), pending: Vec::new() };
+        while taken.len_bytes() < request.len_bytes
+            && let Some(id) = self.ghosts.oldest_in(&request.range)
+        {
+            let part = self.ghosts.carve(id, &request.range, request.len_bytes - taken.len_bytes());
+            taken.merge(Taken { spans: part.spans.clone(), pending: vec![part] });
         }
+        taken
     }
 
     /// Exactly these bytes.
@@ -128,7 +169,8 @@ impl Heap {
             match self.take(&request) {
                 Ok(more) => taken.merge(more),
                 Err(error) => {
-                    self.give_back_unused(taken);
+                    let none = self.give_back_unused(taken);
+                    debug_assert!(none.is_empty());
                     return Err(error);
                 }
             }
@@ -146,15 +188,17 @@ impl Heap {
         Some(self.ghosts.add(spans, fences))
     }
 
-    /// Undoes a take: the bytes were not touched, so they keep the fences they came with.
-    pub(crate) fn give_back_unused(&mut self, taken: Taken) {
-        self.free(&taken.spans);
-        if taken.after.is_signaled() {
-            return;
+    /// Undoes a take: the bytes were not touched. What was idle is idle; what was not is a ghost, to be reaped by the caller.
+    pub(crate) fn give_back_unused(&mut self, taken: Taken) -> Vec<(GhostId, FenceSet)> {
+        let Taken { mut spans, pending } = taken;
+        let mut ghosts = Vec::new();
+        for part in pending {
+            spans = subtract_all(&spans, &part.spans);
+            let fences = part.fences.clone();
+            ghosts.extend(self.give_back(part.spans, part.fences).map(|id| (id, fences)));
         }
-        for span in &taken.spans {
-            self.fenced.add(*span, &taken.after);
-        }
+        self.free(&spans);
+        ghosts
     }
 
     /// Takes out a ghost whose fence has signalled, for the caller to [`Heap::free`]. `None`: somebody reused it.
@@ -179,39 +223,34 @@ impl Heap {
     /// The bytes that could be had without evicting anybody, in address order, merged.
     pub(crate) fn free_spans(&self) -> Vec<Span> {
         let ghosts = self.ghosts.iter().flat_map(|ghost| ghost.spans.iter().copied());
-        let mut all = Taken::default();
-        all.merge(Taken { spans: self.buddy.free_spans().chain(ghosts).collect(), after: FenceSet::new() });
-        all.spans
+        let mut all: Vec<Span> = self.buddy.free_spans().chain(ghosts).collect();
+        merge_adjacent(&mut all);
+        all
     }
+}
 
-    fn taken(&mut self, spans: Vec<Span>) -> Taken {
-        let mut after = FenceSet::new();
-        if !self.fenced.is_empty() {
-            for span in &spans {
-                let fences = self.fenced.take(*span);
-                #[cfg(not(loom_mutant = "reused_bytes_lose_their_fences"))]
-                after.merge(&fences);
-            }
-            after.prune();
-        }
-        Taken { spans, after }
-    }
+fn intersect_all(spans: &[Span], others: &[Span]) -> Vec<Span> {
+    let cut = |span: &Span, other: &Span| {
+        let (start, end) = (span.start_bytes.max(other.start_bytes), span.end_bytes().min(other.end_bytes()));
+        (start < end).then(|| Span { start_bytes: start, len_bytes: end - start })
+    };
+    spans.iter().flat_map(|span| others.iter().filter_map(move |other| cut(span, other))).collect()
+}
 
-    fn oldest_ghost_in(&self, range: &Range<u64>) -> Option<GhostId> {
-        self.ghosts.oldest_where(|span| span.start_bytes < range.end && span.end_bytes() > range.start)
+fn subtract_all(spans: &[Span], others: &[Span]) -> Vec<Span> {
+    let mut rest = spans.to_vec();
+    for other in others {
+        rest = rest.into_iter().flat_map(|span| subtract(span, *other)).collect();
     }
+    rest
+}
 
-    fn make_allocatable(&mut self, id: GhostId) {
-        let Some(ghost) = self.ghosts.remove(id) else { return };
-        self.free(&ghost.spans);
-        self.fenced.prune();
-        if ghost.fences.is_signaled() {
-            return;
-        }
-        for span in &ghost.spans {
-            self.fenced.add(*span, &ghost.fences);
-        }
-    }
+fn subtract(span: Span, other: Span) -> impl Iterator<Item = Span> {
+    let part =
+        |start: u64, end: u64| (start < end).then(|| Span { start_bytes: start, len_bytes: end - start });
+    let left = part(span.start_bytes, span.end_bytes().min(other.start_bytes));
+    let right = part(span.start_bytes.max(other.end_bytes()), span.end_bytes());
+    left.into_iter().chain(right)
 }
 
 /// `len_bytes` in whole pages; `None` when that overflows.

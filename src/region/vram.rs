@@ -102,12 +102,9 @@ impl VramRegion {
         if place.contiguous {
             return self.take_contiguous(state, place, len_bytes);
         }
-        let taken = self.take_up_to(state, place, len_bytes);
-        if taken.len_bytes() < len_bytes {
-            state.heap.give_back_unused(taken);
-            return None;
-        }
-        Some(taken)
+        // Asked first, because taking has effects: it would make ghosts of others' idle bytes.
+        let free_bytes = state.heap.free_bytes_in(&self.range_of(place));
+        (free_bytes >= len_bytes).then(|| self.take_up_to(state, place, len_bytes))
     }
 
     /// As many of `len_bytes` as `place` has, scattered, without evicting anybody.

@@ -317,21 +317,17 @@ fn a_map_that_the_prefix_cannot_hold_falls_back_to_system_memory_with_the_reason
 }
 
 #[test]
-fn a_buffer_mapped_in_system_memory_is_not_moved_either() {
+fn a_buffer_mapped_in_system_memory_is_still_the_gpus_to_use_and_the_map_follows_it() {
     let device = small_bar();
     let buffer = filled(&device, 4, 1);
     let map = buffer.map().expect("system memory holds it");
     assert_eq!(buffer.region(), Some(RegionKind::System));
-    let refused = buffer.place_now();
-    assert_eq!(refused, Err(Error::Pinned { buffer: buffer.id(), region: RegionKind::System }));
-    assert_eq!(
-        buffer.region(),
-        Some(RegionKind::System),
-        "while it is mapped it stays where the CPU sees it"
-    );
-    drop(map);
     finished(verify(&device, &buffer, 1));
     assert_eq!(buffer.region(), Some(RegionKind::Vram));
+    map.write(4096, b"through the map").expect("the map follows");
+    let mut bytes = [0; 15];
+    map.read(4096, &mut bytes).expect("the map follows");
+    assert_eq!(&bytes, b"through the map");
 }
 
 #[test]
