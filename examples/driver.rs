@@ -16,8 +16,8 @@ use std::thread;
 
 use devpagemap::migrate::{Chunk, Completion, CpuEngine, EngineError, HeapMemory, Reset};
 use devpagemap::{
-    CopyEngine, Device, DeviceMemory, Driver, ExtentList, Fence, FenceError, FenceSet, Job, MemoryLayout,
-    MemoryMap, Moved, Result, Size, Timeline,
+    Arrivals, CopyEngine, Device, DeviceMemory, Driver, ExtentList, Fence, FenceError, FenceSet, Job,
+    MemoryLayout, MemoryMap, Moved, Result, Size, Timeline,
 };
 
 /// Copies chunks on a thread of its own. A real one would write descriptors here, and ring a doorbell.
@@ -93,7 +93,7 @@ enum Command {
 /// A command, and the fences around it.
 struct Queued {
     after: FenceSet,
-    needs: FenceSet,
+    needs: Arrivals,
     fence: Fence,
     command: Command,
 }
@@ -115,7 +115,7 @@ impl ToyGpu {
         ToyGpu { timeline, ring: Mutex::new(ring), queue: Mutex::new(Some(queue)), vram: OnceLock::new() }
     }
 
-    fn queue(&self, after: FenceSet, needs: FenceSet, command: Command) -> Fence {
+    fn queue(&self, after: FenceSet, needs: Arrivals, command: Command) -> Fence {
         let ring = self.ring.lock().expect("nobody panics with it");
         let fence = self.timeline.next_point();
         ring.send(Queued { after, needs, fence: fence.clone(), command })
@@ -168,7 +168,7 @@ impl Driver for ToyGpu {
 
     fn rebind(&self, moved: &Moved<'_>) -> Result<Option<Fence>> {
         let command = Command::Map { buffer: moved.buffer(), extents: moved.extents().clone() };
-        Ok(Some(self.queue(moved.after().clone(), FenceSet::new(), command)))
+        Ok(Some(self.queue(moved.after().clone(), Arrivals::default(), command)))
     }
 }
 

@@ -75,7 +75,7 @@ pub use error::{Error, Result};
 pub use region::{PRIORITIES, RegionKind};
 pub use size::Size;
 pub use stats::Stats;
-pub use submit::{Access, Job, Submission};
+pub use submit::{Access, Arrivals, Job, Submission};
 
 pub use devpagemap_fence as fence;
 pub use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};

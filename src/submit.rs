@@ -7,7 +7,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use devpagemap_fence::{Fence, FenceSet, Slot, Usage};
+use devpagemap_fence::{Fence, FenceError, FenceSet, Slot, Usage};
 use devpagemap_migrate::ExtentList;
 
 use crate::bo::{Buffer, BufferObject, Transaction};
@@ -149,7 +149,28 @@ pub struct Job<'a> {
     uses: Vec<Use<'a>>,
     known: &'a HashMap<*const BufferObject, usize>,
     after: FenceSet,
-    needs: FenceSet,
+    needs: Arrivals,
+}
+
+/// The moves that bring a submission's buffers where the job expects them.
+///
+/// A list and not a [`FenceSet`]: a set keeps the last point of each timeline, and the success of one buffer's move must not
+/// hide the failure of another's before it.
+#[derive(Clone, Debug, Default)]
+pub struct Arrivals(Vec<Fence>);
+
+impl Arrivals {
+    fn add(&mut self, arrival: &FenceSet) {
+        self.0.extend(arrival.iter().filter(|fence| fence.status() != Some(Ok(()))).cloned());
+    }
+
+    /// Sleeps until all have ended.
+    ///
+    /// # Errors
+    /// The failure of the first that failed: the bytes are not there, and the work must not run.
+    pub fn wait(&self) -> std::result::Result<(), FenceError> {
+        self.0.iter().map(Fence::wait).fold(Ok(()), std::result::Result::and)
+    }
 }
 
 #[derive(Debug)]
@@ -165,15 +186,19 @@ impl<'a> Job<'a> {
         known: &'a HashMap<*const BufferObject, usize>,
         after: &FenceSet,
     ) -> Job<'a> {
-        let mut job =
-            Job { uses: Vec::with_capacity(uses.len()), known, after: after.clone(), needs: FenceSet::new() };
+        let mut job = Job {
+            uses: Vec::with_capacity(uses.len()),
+            known,
+            after: after.clone(),
+            needs: Arrivals::default(),
+        };
         for (index, (_, access)) in uses.iter().enumerate() {
             let slot: Slot = transaction.member(index);
             let resource = transaction.resource(slot).expect("validate gave every buffer a resource");
             job.uses.push(Use { access: *access, extents: &resource.extents });
             let set = transaction.exec.set();
             job.after.merge(&set.fences(slot, Usage::waits_for(*access == Access::Write)));
-            job.needs.merge(&set.state(slot).arrival);
+            job.needs.add(&set.state(slot).arrival);
         }
         job
     }
@@ -184,7 +209,7 @@ impl<'a> Job<'a> {
     }
 
     /// The moves among them: if one fails, the bytes are not there and the work must not run.
-    pub fn needs(&self) -> &FenceSet {
+    pub fn needs(&self) -> &Arrivals {
         &self.needs
     }
 
@@ -202,5 +227,23 @@ impl<'a> Job<'a> {
     /// Everything that the work may touch, and how.
     pub fn uses(&self) -> impl Iterator<Item = (&ExtentList, Access)> {
         self.uses.iter().map(|used| (used.extents, used.access))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devpagemap_fence::Timeline;
+
+    #[test]
+    fn a_move_that_failed_is_not_hidden_by_a_later_one_of_the_same_timeline() {
+        let lane = Timeline::new("lane");
+        let (first, second) = (lane.next_point(), lane.next_point());
+        let mut arrivals = Arrivals::default();
+        arrivals.add(&FenceSet::from(first.clone()));
+        arrivals.add(&FenceSet::from(second.clone()));
+        lane.fail(first.seqno(), FenceError::Cancelled);
+        lane.signal(second.seqno());
+        assert_eq!(arrivals.wait(), Err(FenceError::Cancelled));
     }
 }

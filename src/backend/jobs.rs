@@ -10,14 +10,14 @@ use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline, sync::Mutex};
 use devpagemap_migrate::{Extent, ExtentList, MemoryMap, Space};
 
 use super::DeviceMemory;
-use crate::submit::{Access, Job};
+use crate::submit::{Access, Arrivals, Job};
 
 /// What a job said at its end: `Err` fails its fence with this text.
 pub(crate) type JobResult = std::result::Result<(), String>;
 
 struct QueuedJob {
     after: FenceSet,
-    needs: FenceSet,
+    needs: Arrivals,
     fence: Fence,
     work: Box<dyn FnOnce() -> JobResult + Send>,
 }

@@ -2,14 +2,14 @@
 //!
 //! A moved buffer's old place, and the place of a destroyed buffer, may still be read or written by work that is
 //! queued. TTM keeps one set of fences per memory manager, so every later allocation waits for every earlier eviction.
-//! Here a fence belongs to exactly the bytes it protects, in two stages:
+//! Here a fence belongs to exactly the bytes it protects:
 //!
 //! ```text
 //!   given back ──► ghost (kept out of the allocator, oldest first)
-//!                    │ fence signals              │ somebody needs the space before that
+//!                    │ fence signals              │ somebody needs space before that
 //!                    ▼                            ▼
-//!                  idle                         fenced: allocatable again, and whoever gets these bytes
-//!                                               gets their fences with them, nobody else does
+//!                  idle                         carved: who gets these bytes gets their fences with them,
+//!                                               and what is left of the ghost keeps them
 //! ```
 //!
 //! All of it is under the region lock.

@@ -1,7 +1,7 @@
 //! A heap: the buddy allocator, plus the memory that is free only behind a fence.
 //!
-//! Allocation takes idle bytes first, then fenced bytes and the oldest ghosts, whose fences become dependencies of the
-//! new user. How *many* bytes can be had never depends on which fences happen to have signalled, so decisions that are
+//! Allocation takes idle bytes first, then parts of the oldest ghosts, whose fences become dependencies of the new
+//! user. How *many* bytes can be had never depends on which fences happen to have signalled, so decisions that are
 //! made by counting bytes are the same in every run.
 
 use std::ops::Range;
@@ -81,7 +81,7 @@ impl Heap {
         self.buddy.free_bytes_in(range.clone()) + self.ghosts.bytes_in(range)
     }
 
-    /// Bytes that are free only once a fence signals and have not been made allocatable.
+    /// Bytes that are free only once a fence signals.
     pub(crate) fn ghost_bytes(&self) -> u64 {
         self.ghosts.bytes()
     }
