@@ -2,6 +2,7 @@
 
 mod evict;
 mod gtt;
+mod make_way;
 mod object;
 mod placement;
 mod plan;

@@ -23,7 +23,7 @@ use crate::region::{Pin, RegionKind, Resource};
 use crate::stats::Counters;
 
 /// Fences that one transaction may attach to one buffer: a move, its rebind, a job, and an eviction's move and rebind.
-const FENCES_PER_BUFFER: usize = 5;
+pub(super) const FENCES_PER_BUFFER: usize = 5;
 
 /// Buffers locked together, and what can be done with them meanwhile.
 pub(crate) struct Transaction<'t, 'h> {
@@ -89,7 +89,7 @@ impl<'t, 'h> Transaction<'t, 'h> {
                 if self.is_at(slot, place) {
                     return Ok(());
                 }
-                match self.find(slot, &buffer, place, pass) {
+                match self.find_or_make_way(slot, &buffer, place, pass) {
                     Ok(Some(found)) => {
                         self.move_to(slot, &buffer, found);
                         return Ok(());
@@ -143,7 +143,24 @@ impl<'t, 'h> Transaction<'t, 'h> {
         inside && (!place.contiguous || resource.spans.len() == 1)
     }
 
-    fn find(
+    fn find_or_make_way(
+        &mut self,
+        slot: Slot,
+        buffer: &Arc<BufferObject>,
+        place: &Place,
+        pass: Pass,
+    ) -> Result<Option<Found>> {
+        match self.find(slot, buffer, place, pass) {
+            Err(Error::Exhausted { region: RegionKind::Vram, held_bytes, .. })
+                if held_bytes > 0 && self.make_way(buffer, place)? =>
+            {
+                self.find(slot, buffer, place, pass)
+            }
+            found => found,
+        }
+    }
+
+    pub(super) fn find(
         &mut self,
         slot: Slot,
         buffer: &Arc<BufferObject>,
@@ -210,7 +227,7 @@ impl<'t, 'h> Transaction<'t, 'h> {
     }
 
     /// The point of no return is behind; nothing below fails.
-    fn move_to(&mut self, slot: Slot, buffer: &Arc<BufferObject>, found: Found) {
+    pub(super) fn move_to(&mut self, slot: Slot, buffer: &Arc<BufferObject>, found: Found) {
         match found {
             Found::SamePages(region) => {
                 let (set, mut held) = self.exec.split();

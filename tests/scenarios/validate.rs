@@ -380,3 +380,44 @@ fn a_buffer_needs_no_visible_vram_to_live_in_a_device_without_any() {
         device.buffer(Size::mib(1)).prefer(Place::VRAM.visible()).create().expect_err("nothing is visible");
     assert!(matches!(error, Error::TooLarge { limit_bytes: 0, .. }), "{error:?}");
 }
+
+#[test]
+fn a_buffer_that_may_be_anywhere_makes_way_for_one_of_its_own_submission_that_must_be_visible() {
+    for plain_first in [true, false] {
+        let device = builder(8).visible(Size::mib(2)).build().expect("a device with a small BAR");
+        let hidden = filled(&device, 6, 1);
+        let plain = filled(&device, 2, 2);
+        assert!(plain.visible(), "it spilled into the visible part, where alone there was room");
+        drop(hidden);
+        let screen = buffer_at(&device, Place::VRAM.visible(), 2);
+        let submission = match plain_first {
+            true => device.submit().reads(&plain).writes(&screen),
+            false => device.submit().writes(&screen).reads(&plain),
+        };
+        finished(submission.run(|gpu, job| {
+            let (plain, screen) = (job.extents(&plain), job.extents(&screen));
+            gpu.run(job, move |memory| {
+                write_pattern(memory, &screen, 3);
+                check_pattern(memory, &plain, 2)
+            })
+        }));
+        assert!(screen.visible() && !plain.visible());
+        assert_eq!(device.stats().evictions, 0, "it moved within VRAM");
+        expect_bytes(&screen, 3);
+    }
+}
+
+#[test]
+fn a_buffer_that_must_be_visible_too_makes_way_for_nobody() {
+    let device = builder(8).visible(Size::mib(2)).build().expect("a device with a small BAR");
+    let [first, second] = [(); 2].map(|()| buffer_at(&device, Place::VRAM.visible(), 2));
+    let refused = device.submit().writes(&first).writes(&second).run(|_, _| unreachable!("one has no place"));
+    let expected = Error::Exhausted {
+        region: RegionKind::Vram,
+        wanted_bytes: 2 * MIB,
+        free_bytes: 0,
+        pinned_bytes: 0,
+        held_bytes: 2 * MIB,
+    };
+    assert_eq!(refused.err(), Some(expected));
+}

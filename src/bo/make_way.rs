@@ -1,0 +1,62 @@
+//! Buffers of one submission making way for each other.
+//!
+//! A buffer that may be anywhere in VRAM can sit where another of the same submission has to be, for instance in the part that the
+//! CPU sees. It is no victim, because the submission needs it in VRAM; but it may just as well be elsewhere in VRAM.
+
+use std::ops::Range;
+
+use super::validate::{FENCES_PER_BUFFER, Pass, Transaction};
+use super::{BufferObject, Place};
+use crate::error::{Error, Result};
+use crate::region::{RegionKind, VramRegion};
+
+impl Transaction<'_, '_> {
+    /// Moves members out of the bytes that `place` allows, if their own placement lets them be elsewhere in VRAM. Says whether one
+    /// moved.
+    pub(super) fn make_way(&mut self, buffer: &BufferObject, place: &Place) -> Result<bool> {
+        let range = self.manager.vram.range_of(place);
+        let mut moved = false;
+        for slot in self.members.clone() {
+            let member = self.exec.set().object(slot).clone();
+            if member.id() == buffer.id() || !self.overlaps_vram(slot, &range) {
+                continue;
+            }
+            self.exec.set_mut().reserve_fences(slot, FENCES_PER_BUFFER)?;
+            for place in places_outside(&self.manager.vram, &member, &range) {
+                match self.find(slot, &member, &place, Pass::Evicting) {
+                    Ok(Some(found)) => {
+                        self.move_to(slot, &member, found);
+                        moved = true;
+                        break;
+                    }
+                    Err(Error::Contended) => return Err(Error::Contended),
+                    // It stays where it is, and is one of the reasons why the other does not get its place.
+                    Ok(None) | Err(_) => {}
+                }
+            }
+        }
+        Ok(moved)
+    }
+
+    fn overlaps_vram(&self, slot: devpagemap_fence::Slot, range: &Range<u64>) -> bool {
+        self.resource(slot).is_some_and(|resource| {
+            let overlaps = |span: &devpagemap_allocator::Span| {
+                span.start_bytes < range.end && span.end_bytes() > range.start
+            };
+            resource.region == RegionKind::Vram && resource.spans.iter().any(overlaps)
+        })
+    }
+}
+
+/// Where in VRAM `member` may be without a byte in `range`, best first.
+fn places_outside(vram: &VramRegion, member: &BufferObject, range: &Range<u64>) -> Vec<Place> {
+    let in_vram = member.placement().places().iter().filter(|place| place.region() == RegionKind::Vram);
+    let outside = in_vram.flat_map(|place| {
+        let allowed = vram.range_of(place);
+        let above = range.end.max(allowed.start)..allowed.end;
+        let below = allowed.start..range.start.min(allowed.end);
+        [above, below].map(|part| (place, part))
+    });
+    let fits = outside.filter(|(_, part)| part.end.saturating_sub(part.start) >= member.footprint_bytes);
+    fits.map(|(place, part)| place.clone().within(part)).collect()
+}
