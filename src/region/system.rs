@@ -47,7 +47,7 @@ impl SystemRegion {
         let heap = Heap::new(size_bytes).map_err(|_| Error::InvalidSize {
             what: "system memory",
             bytes: size_bytes,
-            why: "is not a positive number of whole 4096-byte pages that can be managed",
+            why: "is not a positive number of whole 4096-byte pages up to 16 TiB",
         })?;
         let state = SystemState {
             heap,

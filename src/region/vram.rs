@@ -51,7 +51,7 @@ impl VramRegion {
         let heap = Heap::new(size_bytes).map_err(|_| Error::InvalidSize {
             what: "VRAM",
             bytes: size_bytes,
-            why: "is not a positive number of whole 4096-byte pages that can be managed",
+            why: "is not a positive number of whole 4096-byte pages up to 16 TiB",
         })?;
         let state =
             VramState { heap, lru: Lru::default(), used_bytes: 0, peak_bytes: 0, claims: BTreeMap::new() };

@@ -203,7 +203,8 @@ impl<'a> Run<'a> {
 
     fn sample(&mut self) {
         let (device, at_ns) = (&self.replay.device, self.now_ns());
-        self.samples.moment(|| Sample::of(&device.stats(), at_ns));
+        let batches = self.batches.len() as u64;
+        self.samples.moment(|| Sample::of(&device.stats(), at_ns, batches));
     }
 
     fn create(&mut self, bo: &Bo) {
@@ -459,7 +460,7 @@ impl<'a> Run<'a> {
         self.replay.device.wait_idle();
         let stats = self.replay.device.stats();
         let at_ns = self.now_ns();
-        self.samples.last(Sample::of(&stats, at_ns));
+        self.samples.last(Sample::of(&stats, at_ns, self.batches.len() as u64));
         self.compare_totals(trace, &stats);
         let (slices, batches_failed) = self.judge();
         let mut reasons = stats.reasons.clone();

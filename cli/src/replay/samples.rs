@@ -10,6 +10,8 @@ const MAX_SAMPLES: usize = 4096;
 pub struct Sample {
     /// Nanoseconds since the replay began.
     pub at_ns: u64,
+    /// Batches submitted so far.
+    pub batches: u64,
     /// VRAM in use.
     pub vram_bytes: u64,
     /// System memory in use that the GPU reaches.
@@ -24,9 +26,10 @@ pub struct Sample {
 
 impl Sample {
     /// From the device's own figures.
-    pub fn of(stats: &Stats, at_ns: u64) -> Sample {
+    pub fn of(stats: &Stats, at_ns: u64, batches: u64) -> Sample {
         Sample {
             at_ns,
+            batches,
             vram_bytes: stats.vram_used_bytes,
             gtt_bytes: stats.gtt_used_bytes,
             system_bytes: stats.system_used_bytes,

@@ -29,9 +29,9 @@ p { margin: 4px 0; color: var(--soft); }\n\
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin-top: 18px; }\n\
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; fill: var(--soft); }\n\
 .grid { stroke: var(--line); stroke-width: 1; } .limit { stroke: var(--soft); stroke-dasharray: 4 4; }\n\
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }\n\
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }\n\
-.tile b { display: block; font-size: 22px; font-weight: 600; } .tile span { color: var(--soft); font-size: 13px; }\n\
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px; margin-top: 18px; }\n\
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }\n\
+.tile b { display: block; font-size: 20px; font-weight: 600; white-space: nowrap; } .tile span { color: var(--soft); font-size: 13px; }\n\
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }\n\
 td, th { padding: 5px 8px; border-top: 1px solid var(--line); text-align: left; vertical-align: top; overflow-wrap: anywhere; }\n\
 tr:first-child > * { border-top: 0; } td.figure { text-align: right; white-space: nowrap; }\n\
@@ -116,16 +116,17 @@ fn write_tiles(page: &mut String, trace: &Trace, outcome: &Outcome) -> std::fmt:
     writeln!(page, "</div>")
 }
 
-/// Turns times and values into places of a chart.
-struct Scale {
-    end_ns: f64,
+/// Turns moments and values into places of a chart. Moments stand side by side and not where they are in time, because
+/// submission waits for nothing and is over long before the copies that it queued.
+struct Scale<'a> {
+    samples: &'a [Sample],
     top: f64,
     height: f64,
 }
 
-impl Scale {
-    fn x(&self, ns: u64) -> f64 {
-        LEFT + (WIDTH - LEFT - RIGHT) * ns as f64 / self.end_ns
+impl Scale<'_> {
+    fn x(&self, moment: usize) -> f64 {
+        LEFT + (WIDTH - LEFT - RIGHT) * moment as f64 / (self.samples.len() - 1).max(1) as f64
     }
 
     fn y(&self, value: u64) -> f64 {
@@ -154,31 +155,32 @@ impl Scale {
             )?;
         }
         for quarter in 0..=4 {
-            let ns = (self.end_ns * f64::from(quarter) / 4.0) as u64;
+            let moment = (self.samples.len() - 1) * quarter as usize / 4;
             let anchor = ["start", "middle", "middle", "middle", "end"][quarter as usize];
-            let (x, y) = (self.x(ns), self.bottom() + 18.0);
-            writeln!(page, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>", time(ns))?;
+            let (x, y) = (self.x(moment), self.bottom() + 18.0);
+            let batches = count(self.samples[moment].batches);
+            let label = if quarter == 0 { format!("batch {batches}") } else { batches };
+            writeln!(page, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{label}</text>")?;
         }
         Ok(())
     }
 }
 
 fn write_memory(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
-    let all: Vec<&Sample> = outcome.samples.iter().collect();
-    let Some(last) = all.last() else { return Ok(()) };
-    let step = all.len().div_ceil(POINTS);
-    let samples: Vec<&Sample> = all.iter().step_by(step).copied().chain([*last]).collect();
+    let all: Vec<Sample> = outcome.samples.iter().copied().collect();
+    let Some(last) = all.len().checked_sub(1) else { return Ok(()) };
+    let drawn: Vec<usize> = (0..last).step_by(all.len().div_ceil(POINTS)).chain([last]).collect();
     let most =
         all.iter().map(|one| one.vram_bytes.max(one.gtt_bytes).max(one.system_bytes)).max().unwrap_or(0);
     let top = most.max(outcome.config.vram_bytes.min(most.saturating_mul(2))).max(1) as f64 * 1.05;
-    let scale = Scale { end_ns: outcome.wall_ns.max(1) as f64, top, height: 240.0 };
+    let scale = Scale { samples: &all, top, height: 240.0 };
     writeln!(page, "<section>\n<h2>Memory in use")?;
     for (name, color) in [("VRAM", "vram"), ("GTT", "gtt"), ("System", "system")] {
         writeln!(page, "<span class=\"key\" style=\"background: var(--{color})\"></span>{name}")?;
     }
     writeln!(
         page,
-        "</h2>\n<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Memory in use over time\">",
+        "</h2>\n<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Memory in use, batch by batch\">",
         scale.bottom() + 26.0
     )?;
     scale.write_axes(page, |value| size(value as u64))?;
@@ -191,32 +193,31 @@ fn write_memory(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
         )?;
         writeln!(page, "<text x=\"{}\" y=\"{:.1}\">all of VRAM</text>", LEFT + 4.0, y - 4.0)?;
     }
-    write_curve(page, &scale, &samples, "system", |sample| sample.system_bytes)?;
-    write_curve(page, &scale, &samples, "gtt", |sample| sample.gtt_bytes)?;
-    write_curve(page, &scale, &samples, "vram", |sample| sample.vram_bytes)?;
+    write_curve(page, &scale, &drawn, "system", |sample| sample.system_bytes)?;
+    write_curve(page, &scale, &drawn, "gtt", |sample| sample.gtt_bytes)?;
+    write_curve(page, &scale, &drawn, "vram", |sample| sample.vram_bytes)?;
     writeln!(page, "</svg>\n</section>")
 }
 
 /// A staircase: memory changes at once, not gradually.
 fn write_curve(
     page: &mut String,
-    scale: &Scale,
-    samples: &[&Sample],
+    scale: &Scale<'_>,
+    drawn: &[usize],
     color: &str,
     value: impl Fn(&Sample) -> u64,
 ) -> std::fmt::Result {
-    if samples.iter().all(|sample| value(sample) == 0) {
+    if scale.samples.iter().all(|sample| value(sample) == 0) {
         return Ok(());
     }
     let mut path = format!("M{:.1} {:.1}", scale.x(0), scale.bottom());
-    for sample in samples {
-        write!(path, "H{:.1}V{:.1}", scale.x(sample.at_ns), scale.y(value(sample)))?;
+    for moment in drawn {
+        write!(path, "H{:.1}V{:.1}", scale.x(*moment), scale.y(value(&scale.samples[*moment])))?;
     }
-    let end = samples.last().map_or(0, |sample| sample.at_ns);
     writeln!(
         page,
         "<path d=\"{path}H{:.1}V{:.1}Z\" fill=\"var(--{color})\" fill-opacity=\"0.14\"/>",
-        scale.x(end),
+        scale.x(scale.samples.len() - 1),
         scale.bottom()
     )?;
     writeln!(page, "<path d=\"{path}\" fill=\"none\" stroke=\"var(--{color})\" stroke-width=\"1.6\"/>")
@@ -225,9 +226,9 @@ fn write_curve(
 fn write_evictions(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
     let mut bars = [(0u64, 0u64); BARS];
     let mut before = Sample::default();
-    for sample in outcome.samples.iter() {
-        let bar = (u128::from(sample.at_ns) * BARS as u128 / u128::from(outcome.wall_ns.max(1))) as usize;
-        let bar = &mut bars[bar.min(BARS - 1)];
+    let samples: Vec<Sample> = outcome.samples.iter().copied().collect();
+    for (moment, sample) in samples.iter().enumerate() {
+        let bar = &mut bars[moment * BARS / samples.len()];
         bar.0 += sample.evicted_bytes - before.evicted_bytes;
         bar.1 += sample.evictions - before.evictions;
         before = *sample;
@@ -236,14 +237,14 @@ fn write_evictions(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
     if most == 0 {
         return writeln!(page, "<section>\n<h2>Evictions</h2>\n<p>Nothing had to leave.</p>\n</section>");
     }
-    let scale = Scale { end_ns: outcome.wall_ns.max(1) as f64, top: most as f64 * 1.05, height: 110.0 };
+    let scale = Scale { samples: &samples, top: most as f64 * 1.05, height: 110.0 };
     writeln!(
         page,
         "<section>\n<h2>Evicted<span class=\"key\" style=\"background: var(--evicted)\"></span>bytes</h2>"
     )?;
     writeln!(
         page,
-        "<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Evictions over time\">",
+        "<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"Evictions, batch by batch\">",
         scale.bottom() + 26.0
     )?;
     scale.write_axes(page, |value| size(value as u64))?;
