@@ -465,6 +465,7 @@ impl<'a> Run<'a> {
         let (slices, batches_failed) = self.judge();
         let mut reasons = stats.reasons.clone();
         reasons.extend(std::mem::take(&mut self.reasons));
+        reasons.extend(trace.strays.clone());
         Outcome {
             config: self.replay.config.clone(),
             batches_done: trace.batches - batches_failed.len() as u32,

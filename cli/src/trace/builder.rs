@@ -7,7 +7,7 @@
 use super::model::{
     After, Batch, Bo, BoId, MAX_BO_BYTES, MAX_BOS, RecordedHeaps, RecordedTotals, Step, Trace,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What the builder knows of a buffer.
 struct Known {
@@ -239,6 +239,7 @@ impl TraceBuilder {
             peak_live_bytes: self.peak_live_bytes,
             largest_batch_bytes: self.largest_batch_bytes,
             steps: self.steps,
+            strays: BTreeMap::new(),
             recorded_heaps: self.recorded_heaps,
             recorded_totals: self.recorded_totals,
         })

@@ -10,7 +10,7 @@
 //! A [`TraceBuilder`] makes a [`Trace`] from them.
 
 use super::builder::TraceBuilder;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// The largest buffer that is accepted: 128 TiB, the reach of a 47-bit address.
 pub const MAX_BO_BYTES: u64 = 1 << 47;
@@ -223,6 +223,8 @@ pub struct Trace {
     pub referenced_bytes: u64,
     /// How long the recording runs on its own clock, in microseconds.
     pub span_us: u64,
+    /// Events that cannot be replayed, by reason.
+    pub strays: BTreeMap<String, u64>,
     /// The heaps it was recorded on, if it says so.
     pub recorded_heaps: Option<RecordedHeaps>,
     /// The totals that it carries itself, if any.
@@ -257,7 +259,7 @@ impl Trace {
             visible_bytes: page_rounded(heaps.visible_bytes.div_ceil(divisor)),
         });
         builder.events = self.events;
-        builder.finish()
+        Ok(Trace { strays: self.strays, ..builder.finish()? })
     }
 }
 

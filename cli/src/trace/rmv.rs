@@ -9,8 +9,10 @@
 //!   res_create, res_bind, res_destroy, pt_*          -> nothing for memory here, but counted as events
 //! ```
 //!
-//! An address inside an allocation means that allocation. `res_ref_add` validates the allocation where it is to be
-//! used and writes it; `res_ref_remove` reads and checks it. Beside `NAME.csv.gz` there may be a `NAME.meta.json`
+//! An address inside an allocation means that allocation. A recording may begin when its program already runs: what happens to
+//! memory that was allocated before cannot be replayed, is passed over, and is counted with its reason.
+//!
+//! `res_ref_add` validates the allocation where it is to be used and writes it; `res_ref_remove` reads and checks it. Beside `NAME.csv.gz` there may be a `NAME.meta.json`
 //! with the heaps of the recorded GPU and the peak that the recording counted itself; a replay compares with it.
 
 use super::builder::TraceBuilder;
@@ -35,15 +37,20 @@ pub fn parse(source: &str, text: &str) -> Result<Trace> {
     let (header_line, header) =
         lines.next().ok_or_else(|| Error::input(source, None, "the table is empty"))?;
     let columns = Columns::find(header).map_err(|reason| Error::input(source, header_line, reason))?;
-    let mut reader =
-        Reader { builder: TraceBuilder::new(source, FORMAT), live: BTreeMap::new(), last_us: 0.0 };
+    let mut reader = Reader {
+        builder: TraceBuilder::new(source, FORMAT),
+        live: BTreeMap::new(),
+        strays: BTreeMap::new(),
+        last_us: 0.0,
+    };
     for (line, row) in lines {
         reader.row(&columns, row, line).map_err(|reason| Error::input(source, line, reason))?;
     }
     if reader.builder.events == 0 {
         return Err(Error::input(source, None, "the table has a header and no rows"));
     }
-    reader.builder.finish().map_err(|reason| Error::input(source, None, reason))
+    let trace = reader.builder.finish().map_err(|reason| Error::input(source, None, reason))?;
+    Ok(Trace { strays: reader.strays, ..trace })
 }
 
 /// Where the columns are that a replay needs.
@@ -85,6 +92,8 @@ struct Reader {
     builder: TraceBuilder,
     /// Allocations alive, by first address.
     live: BTreeMap<u64, Allocation>,
+    /// Events about memory from before the recording, by reason.
+    strays: BTreeMap<String, u64>,
     last_us: f64,
 }
 
@@ -102,26 +111,24 @@ impl Reader {
                 self.builder.push(Step::At { us })?;
                 return self.allocate(address()?, values[columns.size], values[columns.heaps], line);
             }
-            "va_free" => Step::Destroy { bo: self.free(address()?)?, line },
-            "res_ref_add" => self.submission(address()?, Access::Write, line)?,
-            "res_ref_remove" => self.submission(address()?, Access::Read, line)?,
-            "cpu_map" => {
-                let allocation = self.at(address()?)?;
+            "va_free" => self.free(address()?, line)?,
+            "res_ref_add" => self.submission(address()?, Access::Write, line),
+            "res_ref_remove" => self.submission(address()?, Access::Read, line),
+            "cpu_map" => self.at(address()?).map(|allocation| {
                 allocation.mapped += 1;
                 Step::CpuMap { bo: allocation.bo, line }
-            }
-            "cpu_unmap" => {
-                let address = address()?;
-                let allocation = self.at(address)?;
-                let unmapped = allocation.mapped.checked_sub(1);
-                allocation.mapped =
-                    unmapped.ok_or_else(|| format!("{address:#x} is unmapped but not mapped"))?;
-                Step::CpuUnmap { bo: allocation.bo, line }
-            }
+            }),
+            "cpu_unmap" => self.unmap(address()?, line),
             "res_create" | "res_bind" | "res_destroy" | "pt_update" | "pt_discard" | "pt_transfer" => {
                 return Ok(());
             }
             other => return Err(format!("`{other}` is not an event of this format")),
+        };
+        let Some(step) = step else {
+            let reason =
+                format!("passed over: {} of memory from before the recording", values[columns.event]);
+            *self.strays.entry(reason).or_default() += 1;
+            return Ok(());
         };
         self.builder.push(Step::At { us })?;
         self.builder.push(step)
@@ -164,21 +171,31 @@ impl Reader {
         Ok(())
     }
 
-    fn free(&mut self, address: u64) -> Row<BoId> {
-        let allocation =
-            self.live.remove(&address).ok_or_else(|| format!("no live allocation begins at {address:#x}"))?;
-        Ok(allocation.bo)
+    /// `None`: it was allocated before the recording, as in the functions below.
+    fn free(&mut self, address: u64, line: u64) -> Row<Option<Step>> {
+        match self.live.remove(&address) {
+            Some(Allocation { bo, .. }) => Ok(Some(Step::Destroy { bo, line })),
+            None if self.at(address).is_some() => Err(format!(
+                "{address:#x} is freed, which lies inside a live allocation and does not begin it"
+            )),
+            None => Ok(None),
+        }
     }
 
-    fn at(&mut self, address: u64) -> Row<&mut Allocation> {
+    fn unmap(&mut self, address: u64, line: u64) -> Option<Step> {
+        let allocation = self.at(address)?;
+        allocation.mapped = allocation.mapped.checked_sub(1)?;
+        Some(Step::CpuUnmap { bo: allocation.bo, line })
+    }
+
+    fn at(&mut self, address: u64) -> Option<&mut Allocation> {
         let below = self.live.range_mut(..=address).next_back().map(|(_, allocation)| allocation);
-        let hit = below.filter(|allocation| allocation.end > address);
-        hit.ok_or_else(|| format!("{address:#x} lies in no live allocation"))
+        below.filter(|allocation| allocation.end > address)
     }
 
-    fn submission(&mut self, address: u64, access: Access, line: u64) -> Row<Step> {
+    fn submission(&mut self, address: u64, access: Access, line: u64) -> Option<Step> {
         let bo = self.at(address)?.bo;
-        Ok(Step::Batch(Batch {
+        Some(Step::Batch(Batch {
             index: self.builder.next_batch(),
             context: 0,
             engine: "gfx".into(),
@@ -300,10 +317,10 @@ mod tests {
             (&["0,0,va_alloc,0x1000,4096,"], "prefers no heap"),
             (&["0,0,va_alloc,1000,4096,system"], "`1000` is not an address"),
             (&[alloc, "1,0,va_alloc,0x1800,4096,system"], "lies in the live allocation 0x1000..0x2000"),
-            (&[alloc, "1,0,va_free,0x2000,,"], "t.csv:3: no live allocation begins at 0x2000"),
-            (&[alloc, "1,0,va_free,0x1000,,", "2,0,va_free,0x1000,,"], "t.csv:4"),
-            (&[alloc, "1,0,res_ref_add,0x2000,,"], "lies in no live allocation"),
-            (&[alloc, "1,0,cpu_unmap,0x1000,,"], "not mapped"),
+            (
+                &[alloc, "1,0,va_free,0x1800,,"],
+                "t.csv:3: 0x1800 is freed, which lies inside a live allocation",
+            ),
             (&[alloc, "1,0,va_free"], "3 values in a table of 6 columns"),
             (&["0,5,pt_update,,,", "0,4,pt_update,,,"], "before that of the row above"),
             (&["0,nan,pt_update,,,"], "not between"),
@@ -313,6 +330,25 @@ mod tests {
             let reason = reason(rows);
             assert!(reason.contains(expected), "{rows:?} gave {reason:?}, not {expected:?}");
         }
+    }
+
+    #[test]
+    fn events_of_memory_from_before_the_recording_are_counted_and_passed_over() {
+        let text = table(&[
+            "0,0,va_alloc,0x1000,4096,system",
+            "1,0,va_free,0x9000,,",
+            "2,0,res_ref_add,0x2000,,",
+            "3,0,cpu_map,0x8000,,",
+            "4,0,cpu_unmap,0x1000,,",
+            "5,0,va_free,0x1000,,",
+            "6,0,va_free,0x1000,,",
+        ]);
+        let trace = parse("t.csv", &text).unwrap();
+        assert_eq!((trace.bos, trace.batches), (1, 0));
+        let passed_over =
+            |event: &str| trace.strays[&format!("passed over: {event} of memory from before the recording")];
+        let counts = ["va_free", "res_ref_add", "cpu_map", "cpu_unmap"].map(passed_over);
+        assert_eq!(counts, [2, 1, 1, 1]);
     }
 
     #[test]

@@ -170,8 +170,8 @@ fn bad_input_is_refused_with_file_line_and_reason() {
         ("page.html", b"<html>\n", "page.html:1: neither a wsim workload nor an rmv table"),
         (
             "free.csv",
-            &[rmv.as_bytes(), b"0,va_free,0x1000,,\n"].concat(),
-            "free.csv:2: no live allocation begins at 0x1000",
+            &[rmv.as_bytes(), b"0,va_alloc,0x1000,8192,system\n0,va_free,0x2000,,\n"].concat(),
+            "free.csv:3: 0x2000 is freed, which lies inside a live allocation",
         ),
         (
             "zero.csv",
