@@ -59,6 +59,7 @@ mod device;
 mod driver;
 mod error;
 mod manager;
+mod outstanding;
 mod region;
 mod size;
 mod stats;

@@ -15,6 +15,7 @@ use crate::backend::DeviceMemory;
 use crate::bo::{BufferObject, EvictionPolicy, Placement, Transaction};
 use crate::driver::{Driver, Moved};
 use crate::error::{Error, Result};
+use crate::outstanding::Outstanding;
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
 use crate::stats::{Counters, Reasons, Stats};
 
@@ -33,7 +34,7 @@ pub(crate) struct Manager {
     /// Constant.
     pub(crate) policy: EvictionPolicy,
     /// The last fence of every timeline that was ever queued to: what an idle device has behind it.
-    outstanding: Lock<levels::MoveQueue, FenceSet>,
+    outstanding: Lock<levels::MoveQueue, Outstanding>,
     /// Atomics.
     pub(crate) counters: Counters,
     /// Its own lock.
@@ -93,7 +94,7 @@ impl Manager {
             system: parts.system,
             cpu: parts.cpu,
             policy: parts.policy,
-            outstanding: Lock::new("outstanding fences", FenceSet::new()),
+            outstanding: Lock::new("outstanding fences", Outstanding::new()),
             counters: Counters::default(),
             reasons: Reasons::new(),
             next_buffer_id: AtomicU64::new(1),
@@ -226,7 +227,7 @@ impl Manager {
 
     /// Waits until everything that was queued before this call is done, whatever its result.
     pub(crate) fn wait_idle(&self) {
-        let outstanding = self.outstanding.lock(&mut Held::enter()).clone();
+        let outstanding = self.outstanding.lock(&mut Held::enter()).so_far();
         // A failed job or move is its buffers' business; here only the end counts.
         let _its_own_affair = self.wait(&outstanding);
         self.reap_signalled();
