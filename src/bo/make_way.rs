@@ -1,20 +1,23 @@
 //! Buffers of one submission making way for each other.
 //!
-//! A buffer that may be anywhere in VRAM can sit where another of the same submission has to be, for instance in the part that the
-//! CPU sees. It is no victim, because the submission needs it in VRAM; but it may just as well be elsewhere in VRAM.
+//! A buffer that may be anywhere in VRAM can sit where another of the same submission has to be: in the part that the CPU sees, or in
+//! the middle of the only contiguous bytes. It is no victim, because the submission needs it in VRAM; but it may just as well be
+//! elsewhere in VRAM.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
+use super::plan::choose_window;
 use super::validate::{FENCES_PER_BUFFER, Pass, Transaction};
-use super::{BufferObject, Place};
+use super::{BufferObject, EvictionPolicy, Place};
 use crate::error::{Error, Result};
 use crate::region::{RegionKind, VramRegion};
 
 impl Transaction<'_, '_> {
-    /// Moves members out of the bytes that `place` allows, if their own placement lets them be elsewhere in VRAM. Says whether one
-    /// moved.
+    /// Moves members out of the bytes in which `buffer` could be at `place`, as far as their own placement lets them be
+    /// elsewhere in VRAM. Says whether one moved.
     pub(super) fn make_way(&mut self, buffer: &BufferObject, place: &Place) -> Result<bool> {
-        let range = self.manager.vram.range_of(place);
+        let Some(range) = self.range_to_clear(buffer, place) else { return Ok(false) };
         let mut moved = false;
         for slot in self.members.clone() {
             let member = self.exec.set().object(slot).clone();
@@ -36,6 +39,19 @@ impl Transaction<'_, '_> {
             }
         }
         Ok(moved)
+    }
+
+    /// What `place` allows; for contiguous bytes the cheapest window, whoever is in it.
+    fn range_to_clear(&mut self, buffer: &BufferObject, place: &Place) -> Option<Range<u64>> {
+        let vram = &self.manager.vram;
+        let range = vram.range_of(place);
+        if !place.contiguous {
+            return Some(range);
+        }
+        let (_, mut held) = self.exec.split();
+        let state = vram.state.lock(&mut held);
+        let (len_bytes, itself) = (buffer.footprint_bytes, HashSet::from([buffer.id()]));
+        choose_window(&state, len_bytes, &range, &itself, EvictionPolicy::LruSet).map(|(window, _)| window)
     }
 
     fn overlaps_vram(&self, slot: devpagemap_fence::Slot, range: &Range<u64>) -> bool {

@@ -165,7 +165,7 @@ fn lock_owners(
 }
 
 /// The window that `policy` wants, and the buffers to evict for it, which may be more than those in the window.
-fn choose_window(
+pub(super) fn choose_window(
     state: &VramState,
     len_bytes: u64,
     range: &Range<u64>,

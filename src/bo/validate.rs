@@ -151,11 +151,9 @@ impl<'t, 'h> Transaction<'t, 'h> {
         pass: Pass,
     ) -> Result<Option<Found>> {
         match self.find(slot, buffer, place, pass) {
-            Err(Error::Exhausted { region: RegionKind::Vram, held_bytes, .. })
-                if held_bytes > 0 && self.make_way(buffer, place)? =>
-            {
-                self.find(slot, buffer, place, pass)
-            }
+            Err(
+                Error::Exhausted { region: RegionKind::Vram, held_bytes: 1.., .. } | Error::Fragmented { .. },
+            ) if self.make_way(buffer, place)? => self.find(slot, buffer, place, pass),
             found => found,
         }
     }

@@ -78,6 +78,9 @@ impl Heap {
 
     /// Free bytes in a range, idle or behind a fence.
     pub(crate) fn free_bytes_in(&self, range: &Range<u64>) -> u64 {
+        if *range == (0..self.size_bytes()) {
+            return self.free_bytes();
+        }
         self.buddy.free_bytes_in(range.clone()) + self.ghosts.bytes_in(range)
     }
 

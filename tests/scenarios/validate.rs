@@ -421,3 +421,24 @@ fn a_buffer_that_must_be_visible_too_makes_way_for_nobody() {
     };
     assert_eq!(refused.err(), Some(expected));
 }
+
+#[test]
+fn a_buffer_in_the_middle_of_the_only_contiguous_bytes_makes_way_for_one_of_its_own_submission() {
+    let device = device(8);
+    let middle = Place::VRAM.within(3 * MIB..5 * MIB);
+    let plain =
+        device.buffer(Size::mib(2)).prefer(middle.desired()).or(Place::VRAM).create().expect("it fits");
+    fill(&device, &plain, 1).expect("nothing is in its way");
+    let whole = buffer_at(&device, Place::VRAM.contiguous(), 4);
+    finished(device.submit().writes(&whole).reads(&plain).run(|gpu, job| {
+        let (whole, plain) = (job.extents(&whole), job.extents(&plain));
+        assert_eq!(whole.iter().count(), 1, "it is contiguous");
+        gpu.run(job, move |memory| {
+            write_pattern(memory, &whole, 2);
+            check_pattern(memory, &plain, 1)
+        })
+    }));
+    assert_eq!(device.stats().evictions, 0, "it moved within VRAM");
+    expect_bytes(&whole, 2);
+    expect_bytes(&plain, 1);
+}
