@@ -19,13 +19,12 @@ use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Fence, FenceSet, Slot};
 use devpagemap_migrate::Urgency;
 
-use super::plan::{Claim, Step, intersect};
-use super::release::cancel_claim;
+use super::plan::{Claim, Step};
 use super::validate::{Found, Transaction};
 use super::victims::Victim;
 use super::{BufferObject, Place};
 use crate::error::Result;
-use crate::region::{RegionKind, Resource, Taken};
+use crate::region::{RegionKind, Resource, Taken, intersect};
 use crate::stats::Counters;
 
 /// Who is evicted.
@@ -52,7 +51,6 @@ impl EvictionPolicy {
 /// A victim and the system memory that it will live in.
 struct Home {
     slot: Slot,
-    resource: Resource,
     taken: Taken,
 }
 
@@ -64,11 +62,20 @@ impl Transaction<'_, '_> {
         match homes {
             Ok(homes) => Ok(self.carry_out(buffer, place, claim, homes)),
             Err(error) => {
-                let (_, mut held) = self.exec.split();
-                cancel_claim(self.manager, buffer.id(), claim.taken, &mut held);
+                self.give_up_claim(buffer, claim);
                 Err(error)
             }
         }
+    }
+
+    fn give_up_claim(&mut self, buffer: &BufferObject, claim: Claim) {
+        let (_, mut held) = self.exec.split();
+        let ghosts = {
+            let mut state = self.manager.vram.state.lock(&mut held);
+            state.claims.remove(&buffer.id());
+            state.heap.give_back_unused(claim.taken)
+        };
+        self.manager.reap_when_signaled(RegionKind::Vram, ghosts);
     }
 
     fn gather(
@@ -128,7 +135,7 @@ impl Transaction<'_, '_> {
         let mut state = system.state.lock(&mut held);
         let taken = system.take(&mut state, len_bytes)?;
         state.system_used_bytes += len_bytes;
-        Ok(Home { slot, resource: Resource::new(RegionKind::System, taken.spans.clone(), None), taken })
+        Ok(Home { slot, taken })
     }
 
     fn give_up_homes(&mut self, homes: Vec<Home>) {
@@ -137,13 +144,11 @@ impl Transaction<'_, '_> {
         {
             let mut state = self.manager.system.state.lock(&mut held);
             for home in homes {
-                state.leave(RegionKind::System, home.resource.len_bytes(), None);
+                state.leave(RegionKind::System, home.taken.len_bytes(), None);
                 ghosts.extend(state.heap.give_back_unused(home.taken));
             }
         }
-        for (ghost, fences) in ghosts {
-            self.manager.reap_when_signaled(RegionKind::System, Some(ghost), &fences);
-        }
+        self.manager.reap_when_signaled(RegionKind::System, ghosts);
     }
 
     fn carry_out(
@@ -165,8 +170,9 @@ impl Transaction<'_, '_> {
     /// Queues one victim's copy and swaps its resource; returns the old one and what ends its use.
     fn evict(&mut self, home: Home) -> (Resource, Fence) {
         let victim = self.exec.set().object(home.slot).clone();
-        let (old, fence) =
-            self.queue_bytes(home.slot, &victim, home.resource, home.taken.after(), Urgency::Background);
+        let after = home.taken.after();
+        let resource = Resource::new(RegionKind::System, home.taken.spans, None);
+        let (old, fence) = self.queue_bytes(home.slot, &victim, resource, after, Urgency::Background);
         let old =
             old.expect("a victim has a resource: it was found on the LRU and its reservation is held since");
         self.exec.set_mut().state_mut(home.slot).evicted = true;
@@ -192,8 +198,7 @@ impl Transaction<'_, '_> {
             let mut state = manager.vram.state.lock(&mut held);
             let mut taken = claim.taken;
             for (old, fence) in &left {
-                let fences = FenceSet::from(fence.clone());
-                ghosts.push((manager.vram.retire(&mut state, old, fences.clone()), fences));
+                ghosts.extend(manager.vram.retire(&mut state, old, FenceSet::from(fence.clone())));
             }
             let more = match &claim.window {
                 None => {
@@ -202,7 +207,7 @@ impl Transaction<'_, '_> {
                 Some(window) => {
                     let vacated: Vec<Span> =
                         left.iter().flat_map(|(old, _)| intersect(&old.spans, window)).collect();
-                    state.heap.take_exact(&vacated).expect("the victims' bytes were freed in this very hold")
+                    state.heap.take_exact(&vacated)
                 }
             };
             taken.merge(more);
@@ -211,9 +216,7 @@ impl Transaction<'_, '_> {
             let after = taken.after();
             (manager.vram.install(&mut state, buffer, taken.spans), after)
         };
-        for (ghost, fences) in ghosts {
-            manager.reap_when_signaled(RegionKind::Vram, ghost, &fences);
-        }
+        manager.reap_when_signaled(RegionKind::Vram, ghosts);
         Found::Memory(resource, after)
     }
 }

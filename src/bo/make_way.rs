@@ -7,11 +7,13 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use devpagemap_fence::Slot;
+
 use super::plan::choose_window;
 use super::validate::{FENCES_PER_BUFFER, Pass, Transaction};
 use super::{BufferObject, EvictionPolicy, Place};
 use crate::error::{Error, Result};
-use crate::region::{RegionKind, VramRegion};
+use crate::region::{RegionKind, VramRegion, bytes_within};
 
 impl Transaction<'_, '_> {
     /// Moves members out of the bytes in which `buffer` could be at `place`, as far as their own placement lets them be
@@ -54,12 +56,9 @@ impl Transaction<'_, '_> {
         choose_window(&state, len_bytes, &range, &itself, EvictionPolicy::LruSet).map(|(window, _)| window)
     }
 
-    fn overlaps_vram(&self, slot: devpagemap_fence::Slot, range: &Range<u64>) -> bool {
+    fn overlaps_vram(&self, slot: Slot, range: &Range<u64>) -> bool {
         self.resource(slot).is_some_and(|resource| {
-            let overlaps = |span: &devpagemap_allocator::Span| {
-                span.start_bytes < range.end && span.end_bytes() > range.start
-            };
-            resource.region == RegionKind::Vram && resource.spans.iter().any(overlaps)
+            resource.region == RegionKind::Vram && bytes_within(&resource.spans, range) > 0
         })
     }
 }

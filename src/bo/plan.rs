@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use devpagemap_allocator::Span;
 use devpagemap_fence::LockSet;
 
 use super::validate::Transaction;
@@ -12,7 +11,7 @@ use super::victims::{Victim, Walk, lock_victim, member_ids, spare_unneeded, walk
 use super::window::{Segment, cheapest_window};
 use super::{BufferObject, EvictionPolicy, Place, WeakBuffer};
 use crate::error::Error;
-use crate::region::{Node, RegionKind, Taken, VramState};
+use crate::region::{Node, RegionKind, Taken, VramState, bytes_within, intersect};
 
 /// What an evictor owns so far.
 #[derive(Default)]
@@ -91,8 +90,7 @@ impl Transaction<'_, '_> {
                     Err(unavailable) => drop(avoided.insert(unavailable)),
                     Ok(victims) => {
                         let free = intersect(&state.heap.free_spans(), &window);
-                        claim.taken =
-                            state.heap.take_exact(&free).expect("what the heap lists as free can be taken");
+                        claim.taken = state.heap.take_exact(&free);
                         claim.window = Some(window);
                         return Step::Evict(victims);
                     }
@@ -198,17 +196,4 @@ pub(super) fn choose_window(
             window_among(count).map(|(window, _)| (window, (0..count).map(name).collect()))
         }
     }
-}
-
-fn bytes_within(spans: &[Span], range: &Range<u64>) -> u64 {
-    intersect(spans, range).iter().map(|span| span.len_bytes).sum()
-}
-
-/// The parts of `spans` that lie within `range`.
-pub(super) fn intersect(spans: &[Span], range: &Range<u64>) -> Vec<Span> {
-    let cut = |span: &Span| {
-        let (start, end) = (span.start_bytes.max(range.start), span.end_bytes().min(range.end));
-        (start < end).then(|| Span { start_bytes: start, len_bytes: end - start })
-    };
-    spans.iter().filter_map(cut).collect()
 }

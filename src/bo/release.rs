@@ -1,13 +1,11 @@
 //! How memory is given back: behind fences, by their callbacks. No thread waits for it, and no worker exists for it.
 
-use std::sync::Arc;
-
 use devpagemap_allocator::Span;
 use devpagemap_fence::{FenceSet, Held, LockSet, Slot, levels};
 
 use super::BufferObject;
 use crate::manager::Manager;
-use crate::region::{GhostId, Lru, Pin, RegionKind, Resource, SystemRegion, SystemState};
+use crate::region::{GhostId, Lru, Pin, RegionKind, Resource, SystemRegion, SystemState, Unreaped};
 
 impl Manager {
     /// Takes a resource out of its region; its bytes are free once `fences` have signalled. For destructors and fence
@@ -18,9 +16,9 @@ impl Manager {
             RegionKind::Vram => {
                 let ghost = {
                     let mut state = self.vram.state.lock(&mut held);
-                    self.vram.retire(&mut state, &resource, fences.clone())
+                    self.vram.retire(&mut state, &resource, fences)
                 };
-                self.reap_when_signaled(RegionKind::Vram, ghost, &fences);
+                self.reap_when_signaled(RegionKind::Vram, ghost);
             }
             RegionKind::Gtt | RegionKind::System => {
                 let mut state = self.system.state.lock(&mut held);
@@ -42,21 +40,22 @@ impl Manager {
             self.free_system(spans, held);
             return;
         }
-        let ghost = self.system.state.lock(held).heap.give_back(spans, fences.clone());
-        self.reap_when_signaled(RegionKind::System, ghost, &fences);
+        let ghost = self.system.state.lock(held).heap.give_back(spans, fences);
+        self.reap_when_signaled(RegionKind::System, ghost);
     }
 
-    /// Turns a ghost into idle memory as soon as its fences signal, on whatever thread that happens.
-    pub(crate) fn reap_when_signaled(&self, region: RegionKind, ghost: Option<GhostId>, fences: &FenceSet) {
-        let Some(ghost) = ghost else { return };
-        let manager = self.weak();
-        let reap = move || {
-            if let Some(manager) = manager.upgrade() {
-                manager.reap(region, ghost);
+    /// Turns ghosts into idle memory as soon as their fences signal, on whatever thread that happens.
+    pub(crate) fn reap_when_signaled(&self, region: RegionKind, ghosts: impl IntoIterator<Item = Unreaped>) {
+        for Unreaped { id, fences } in ghosts {
+            let manager = self.weak();
+            let reap = move || {
+                if let Some(manager) = manager.upgrade() {
+                    manager.reap(region, id);
+                }
+            };
+            if let Err(signalled_meanwhile) = fences.on_signaled(reap) {
+                signalled_meanwhile();
             }
-        };
-        if let Err(signalled_meanwhile) = fences.on_signaled(reap) {
-            signalled_meanwhile();
         }
     }
 
@@ -131,22 +130,5 @@ impl Manager {
         for ghost in system {
             self.reap(RegionKind::System, ghost);
         }
-    }
-}
-
-/// Bytes that an eviction in progress owns: given back when it fails.
-pub(crate) fn cancel_claim(
-    manager: &Arc<Manager>,
-    buffer: u64,
-    taken: crate::region::Taken,
-    held: &mut Held<'_, levels::Tickets>,
-) {
-    let ghosts = {
-        let mut state = manager.vram.state.lock(held);
-        state.claims.remove(&buffer);
-        state.heap.give_back_unused(taken)
-    };
-    for (ghost, fences) in ghosts {
-        manager.reap_when_signaled(RegionKind::Vram, Some(ghost), &fences);
     }
 }

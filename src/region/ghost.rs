@@ -20,6 +20,8 @@ use std::ops::Range;
 use devpagemap_allocator::Span;
 use devpagemap_fence::FenceSet;
 
+use super::spans::{bytes_within, cut, subtract, total_bytes};
+
 /// Bytes whose last users have not finished, with the fences that say when they have.
 #[derive(Clone, Debug)]
 pub(crate) struct Ghost {
@@ -29,17 +31,18 @@ pub(crate) struct Ghost {
     pub(crate) fences: FenceSet,
 }
 
-impl Ghost {
-    fn bytes_in(&self, range: &Range<u64>) -> u64 {
-        let inside =
-            |span: &Span| span.end_bytes().min(range.end).saturating_sub(span.start_bytes.max(range.start));
-        self.spans.iter().map(inside).sum()
-    }
-}
-
 /// Identifies a ghost to the fence callback that turns it into idle memory. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct GhostId(u64);
+
+/// A ghost that nothing sets free yet, and what should: to be handed to `Manager::reap_when_signaled` once the region lock
+/// is dropped.
+#[derive(Debug)]
+#[must_use = "without a callback this memory is never idle again"]
+pub(crate) struct Unreaped {
+    pub(crate) id: GhostId,
+    pub(crate) fences: FenceSet,
+}
 
 /// The ghosts of one region, oldest first.
 #[derive(Debug, Default)]
@@ -56,7 +59,7 @@ impl Ghosts {
     pub(crate) fn add(&mut self, spans: Vec<Span>, fences: FenceSet) -> GhostId {
         let id = GhostId(self.next_id);
         self.next_id += 1;
-        self.bytes += spans.iter().map(|span| span.len_bytes).sum::<u64>();
+        self.bytes += total_bytes(&spans);
         self.by_age.insert(id, Ghost { spans, fences });
         id
     }
@@ -64,7 +67,7 @@ impl Ghosts {
     /// Takes out one ghost; `None` when its space has been reused or reaped already.
     pub(crate) fn remove(&mut self, id: GhostId) -> Option<Ghost> {
         let ghost = self.by_age.remove(&id)?;
-        self.bytes -= ghost.spans.iter().map(|span| span.len_bytes).sum::<u64>();
+        self.bytes -= total_bytes(&ghost.spans);
         Some(ghost)
     }
 
@@ -73,18 +76,18 @@ impl Ghosts {
         if ghost.spans.is_empty() {
             return;
         }
-        self.bytes += ghost.spans.iter().map(|span| span.len_bytes).sum::<u64>();
+        self.bytes += total_bytes(&ghost.spans);
         self.by_age.insert(id, ghost);
     }
 
     /// The oldest ghost with a byte in `range`: the one whose fence is likely to signal next.
     pub(crate) fn oldest_in(&self, range: &Range<u64>) -> Option<GhostId> {
-        self.by_age.iter().find(|(_, ghost)| ghost.bytes_in(range) > 0).map(|(id, _)| *id)
+        self.by_age.iter().find(|(_, ghost)| bytes_within(&ghost.spans, range) > 0).map(|(id, _)| *id)
     }
 
     /// How many bytes in `range` are ghosts'.
     pub(crate) fn bytes_in(&self, range: &Range<u64>) -> u64 {
-        self.by_age.values().map(|ghost| ghost.bytes_in(range)).sum()
+        self.by_age.values().map(|ghost| bytes_within(&ghost.spans, range)).sum()
     }
 
     /// Takes up to `len_bytes` within `range` from a ghost; the rest stays what it is.
@@ -93,21 +96,14 @@ impl Ghosts {
         let (mut taken, mut rest) = (Vec::new(), Vec::new());
         let mut missing = len_bytes;
         for span in ghost.spans {
-            let (start, end) = (span.start_bytes.max(range.start), span.end_bytes().min(range.end));
-            let end = end.min(start.saturating_add(missing));
-            if start >= end {
+            let Some(mut part) = cut(&span, range).filter(|_| missing > 0) else {
                 rest.push(span);
                 continue;
-            }
-            missing -= end - start;
-            let put = |list: &mut Vec<Span>, from: u64, to: u64| {
-                if from < to {
-                    list.push(Span { start_bytes: from, len_bytes: to - from });
-                }
             };
-            put(&mut rest, span.start_bytes, start);
-            put(&mut taken, start, end);
-            put(&mut rest, end, span.end_bytes());
+            part.len_bytes = part.len_bytes.min(missing);
+            missing -= part.len_bytes;
+            taken.push(part);
+            rest.extend(subtract(span, part));
         }
         self.put_back(id, Ghost { spans: rest, fences: ghost.fences.clone() });
         Ghost { spans: taken, fences: ghost.fences }

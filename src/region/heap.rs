@@ -6,10 +6,11 @@
 
 use std::ops::Range;
 
-use devpagemap_allocator::{AllocError, Buddy, Mode, PAGE_BYTES, Request, Span};
+use devpagemap_allocator::{AllocError, Buddy, Mode, Request, Span};
 use devpagemap_fence::FenceSet;
 
-use super::ghost::{Ghost, GhostId, Ghosts};
+use super::ghost::{Ghost, GhostId, Ghosts, Unreaped};
+use super::spans::{intersect_all, merge_adjacent, subtract_all, total_bytes};
 
 /// Bytes taken from a heap, and the fences of their former users.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub(crate) struct Taken {
 
 impl Taken {
     pub(crate) fn len_bytes(&self) -> u64 {
-        self.spans.iter().map(|span| span.len_bytes).sum()
+        total_bytes(&self.spans)
     }
 
     /// What must have signalled before the first access.
@@ -40,17 +41,6 @@ impl Taken {
         merge_adjacent(&mut self.spans);
         self.pending.extend(other.pending);
     }
-}
-
-fn merge_adjacent(spans: &mut Vec<Span>) {
-    spans.sort_unstable();
-    spans.dedup_by(|next, kept| {
-        let adjacent = kept.end_bytes() == next.start_bytes;
-        if adjacent {
-            kept.len_bytes += next.len_bytes;
-        }
-        adjacent
-    });
 }
 
 /// The free memory of a region. Everything here is under the region lock.
@@ -136,9 +126,7 @@ impl Heap {
             let used = intersect_all(&ghost.spans, spans);
             let rest = subtract_all(&ghost.spans, spans);
             for span in &rest {
-                let exactly =
-                    Request::new(span.len_bytes).within(span.start_bytes..span.end_bytes()).contiguous();
-                self.buddy.alloc(&exactly).expect("it was freed for the search only");
+                self.buddy.alloc(&Request::exactly(*span)).expect("it was freed for the search only");
             }
             if !used.is_empty() {
                 pending.push(Ghost { spans: used, fences: ghost.fences.clone() });
@@ -160,48 +148,42 @@ impl Heap {
         taken
     }
 
-    /// Exactly these bytes.
+    /// Exactly these bytes, all of which the caller knows to be free.
     ///
-    /// # Errors
-    /// [`AllocError::Busy`] and nothing taken when one of them is in use.
-    pub(crate) fn take_exact(&mut self, spans: &[Span]) -> Result<Taken, AllocError> {
+    /// # Panics
+    /// When one of them is in use.
+    pub(crate) fn take_exact(&mut self, spans: &[Span]) -> Taken {
         let mut taken = Taken::default();
         for span in spans {
-            let request =
-                Request::new(span.len_bytes).within(span.start_bytes..span.end_bytes()).contiguous();
-            match self.take(&request) {
+            match self.take(&Request::exactly(*span)) {
                 Ok(more) => taken.merge(more),
-                Err(error) => {
-                    let none = self.give_back_unused(taken);
-                    debug_assert!(none.is_empty());
-                    return Err(error);
-                }
+                Err(error) => panic!("{span} was known to be free: {error}"),
             }
         }
-        Ok(taken)
+        taken
     }
 
     /// Gives bytes back behind `fences`. `None` when they are idle at once.
-    pub(crate) fn give_back(&mut self, spans: Vec<Span>, mut fences: FenceSet) -> Option<GhostId> {
+    pub(crate) fn give_back(&mut self, spans: Vec<Span>, mut fences: FenceSet) -> Option<Unreaped> {
         fences.prune();
         if fences.is_empty() {
             self.free(&spans);
             return None;
         }
-        Some(self.ghosts.add(spans, fences))
+        let id = self.ghosts.add(spans, fences.clone());
+        Some(Unreaped { id, fences })
     }
 
-    /// Undoes a take: the bytes were not touched. What was idle is idle; what was not is a ghost, to be reaped by the caller.
-    pub(crate) fn give_back_unused(&mut self, taken: Taken) -> Vec<(GhostId, FenceSet)> {
+    /// Undoes a take: the bytes were not touched. What was idle is idle again, what was not is a ghost again.
+    pub(crate) fn give_back_unused(&mut self, taken: Taken) -> Vec<Unreaped> {
         let Taken { mut spans, pending } = taken;
-        let mut ghosts = Vec::new();
+        let mut unreaped = Vec::new();
         for part in pending {
             spans = subtract_all(&spans, &part.spans);
-            let fences = part.fences.clone();
-            ghosts.extend(self.give_back(part.spans, part.fences).map(|id| (id, fences)));
+            unreaped.extend(self.give_back(part.spans, part.fences));
         }
         self.free(&spans);
-        ghosts
+        unreaped
     }
 
     /// Takes out a ghost whose fence has signalled, for the caller to [`Heap::free`]. `None`: somebody reused it.
@@ -230,33 +212,4 @@ impl Heap {
         merge_adjacent(&mut all);
         all
     }
-}
-
-fn intersect_all(spans: &[Span], others: &[Span]) -> Vec<Span> {
-    let cut = |span: &Span, other: &Span| {
-        let (start, end) = (span.start_bytes.max(other.start_bytes), span.end_bytes().min(other.end_bytes()));
-        (start < end).then(|| Span { start_bytes: start, len_bytes: end - start })
-    };
-    spans.iter().flat_map(|span| others.iter().filter_map(move |other| cut(span, other))).collect()
-}
-
-fn subtract_all(spans: &[Span], others: &[Span]) -> Vec<Span> {
-    let mut rest = spans.to_vec();
-    for other in others {
-        rest = rest.into_iter().flat_map(|span| subtract(span, *other)).collect();
-    }
-    rest
-}
-
-fn subtract(span: Span, other: Span) -> impl Iterator<Item = Span> {
-    let part =
-        |start: u64, end: u64| (start < end).then(|| Span { start_bytes: start, len_bytes: end - start });
-    let left = part(span.start_bytes, span.end_bytes().min(other.start_bytes));
-    let right = part(span.start_bytes.max(other.end_bytes()), span.end_bytes());
-    left.into_iter().chain(right)
-}
-
-/// `len_bytes` in whole pages; `None` when that overflows.
-pub(crate) fn round_up_to_pages(len_bytes: u64) -> Option<u64> {
-    len_bytes.checked_next_multiple_of(PAGE_BYTES)
 }

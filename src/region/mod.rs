@@ -12,15 +12,17 @@ mod ghost;
 mod heap;
 mod lru;
 mod resource;
+mod spans;
 mod system;
 mod vram;
 
 use std::fmt;
 
-pub(crate) use ghost::GhostId;
-pub(crate) use heap::{Heap, Taken, round_up_to_pages};
+pub(crate) use ghost::{GhostId, Unreaped};
+pub(crate) use heap::{Heap, Taken};
 pub(crate) use lru::{Lru, Node, NodeKey, Pin};
 pub(crate) use resource::Resource;
+pub(crate) use spans::{bytes_within, intersect, round_up_to_pages, total_bytes};
 pub(crate) use system::{SystemRegion, SystemState};
 pub(crate) use vram::{VramRegion, VramState};
 

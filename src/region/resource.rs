@@ -3,7 +3,7 @@
 use devpagemap_allocator::Span;
 use devpagemap_migrate::{Addr, Extent, ExtentList, SysAddr, VramAddr};
 
-use super::{NodeKey, RegionKind};
+use super::{NodeKey, RegionKind, total_bytes};
 
 /// Memory that one buffer owns in one region. It must be handed back to its region; the owner is the buffer's state,
 /// under its reservation.
@@ -33,7 +33,7 @@ impl Resource {
     }
 
     pub(crate) fn len_bytes(&self) -> u64 {
-        self.spans.iter().map(|span| span.len_bytes).sum()
+        total_bytes(&self.spans)
     }
 
     /// The end of its highest piece.

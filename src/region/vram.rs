@@ -17,7 +17,7 @@ use std::sync::Arc;
 use devpagemap_allocator::{AllocError, PAGE_BYTES, Request, Span};
 use devpagemap_fence::{FenceSet, Lock, levels};
 
-use super::{Heap, Lru, Node, RegionKind, Resource, Taken};
+use super::{Heap, Lru, Node, RegionKind, Resource, Taken, Unreaped, total_bytes};
 use crate::bo::{BufferObject, Place, WeakBuffer};
 use crate::error::{Error, Result};
 
@@ -102,7 +102,7 @@ impl VramRegion {
         if place.contiguous {
             return self.take_contiguous(state, place, len_bytes);
         }
-        // Asked first, because taking has effects: it would make ghosts of others' idle bytes.
+        // Asked first: what is taken in vain and given back makes ghosts younger than they are.
         let free_bytes = state.heap.free_bytes_in(&self.range_of(place));
         (free_bytes >= len_bytes).then(|| self.take_up_to(state, place, len_bytes))
     }
@@ -141,7 +141,7 @@ impl VramRegion {
         buffer: &Arc<BufferObject>,
         spans: Vec<Span>,
     ) -> Resource {
-        let len_bytes: u64 = spans.iter().map(|span| span.len_bytes).sum();
+        let len_bytes = total_bytes(&spans);
         debug_assert_eq!(len_bytes % PAGE_BYTES, 0);
         state.used_bytes += len_bytes;
         state.peak_bytes = state.peak_bytes.max(state.used_bytes);
@@ -157,7 +157,7 @@ impl VramRegion {
         state: &mut VramState,
         resource: &Resource,
         fences: FenceSet,
-    ) -> Option<super::GhostId> {
+    ) -> Option<Unreaped> {
         debug_assert_eq!(resource.region, RegionKind::Vram);
         if let Some(node) = resource.node {
             state.lru.remove(node);
