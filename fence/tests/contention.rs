@@ -34,6 +34,22 @@ impl Random {
     }
 }
 
+/// A thread whose ticket is older than any made from now on, and holds `object` until the sender is dropped.
+fn held_by_an_older_ticket(object: &Arc<Object>) -> (thread::JoinHandle<()>, mpsc::Sender<()>) {
+    let (ready, is_ready) = mpsc::channel();
+    let (finish, may_finish) = mpsc::channel::<()>();
+    let wanted = object.clone();
+    let older = thread::spawn(move || {
+        let mut held = Held::enter();
+        let mut exec = Exec::new(&mut held);
+        exec.lock(&wanted).unwrap();
+        ready.send(()).unwrap();
+        assert!(may_finish.recv().is_err(), "the sender is dropped");
+    });
+    is_ready.recv().unwrap();
+    (older, finish)
+}
+
 fn lock_all<'h>(exec: &mut Exec<'h, Object>, objects: &[Arc<Object>]) -> Result<Vec<Slot>, Contended> {
     objects.iter().map(|object| exec.lock(object)).collect()
 }
@@ -95,17 +111,7 @@ fn of_two_tickets_that_cross_the_younger_gives_way_and_both_finish() {
 #[test]
 fn a_younger_ticket_that_holds_something_is_told_of_the_contention_at_once() {
     let all = objects(2);
-    let (ready, is_ready) = mpsc::channel();
-    let (finish, may_finish) = mpsc::channel::<()>();
-    let wanted = all[0].clone();
-    let older = thread::spawn(move || {
-        let mut held = Held::enter();
-        let mut exec = Exec::new(&mut held);
-        exec.lock(&wanted).unwrap();
-        ready.send(()).unwrap();
-        assert!(may_finish.recv().is_err(), "the sender is dropped");
-    });
-    is_ready.recv().unwrap();
+    let (older, finish) = held_by_an_older_ticket(&all[0]);
     let mut held = Held::enter();
     let mut exec = Exec::new(&mut held);
     exec.lock(&all[1]).unwrap();
@@ -119,17 +125,7 @@ fn a_younger_ticket_that_holds_something_is_told_of_the_contention_at_once() {
 #[test]
 fn a_contended_object_that_is_not_asked_for_again_is_unlocked_with_the_rest() {
     let all = objects(2);
-    let (ready, is_ready) = mpsc::channel();
-    let (finish, may_finish) = mpsc::channel::<()>();
-    let wanted = all[0].clone();
-    let older = thread::spawn(move || {
-        let mut held = Held::enter();
-        let mut exec = Exec::new(&mut held);
-        exec.lock(&wanted).unwrap();
-        ready.send(()).unwrap();
-        assert!(may_finish.recv().is_err(), "the sender is dropped");
-    });
-    is_ready.recv().unwrap();
+    let (older, finish) = held_by_an_older_ticket(&all[0]);
     let mut finish = Some(finish);
     let mut held = Held::enter();
     let mut exec = Exec::new(&mut held);
@@ -156,17 +152,7 @@ fn a_contended_object_that_is_not_asked_for_again_is_unlocked_with_the_rest() {
 #[test]
 fn contention_that_the_body_could_do_without_is_no_reason_to_begin_again() {
     let all = objects(2);
-    let (ready, is_ready) = mpsc::channel();
-    let (finish, may_finish) = mpsc::channel::<()>();
-    let wanted = all[0].clone();
-    let older = thread::spawn(move || {
-        let mut held = Held::enter();
-        let mut exec = Exec::new(&mut held);
-        exec.lock(&wanted).unwrap();
-        ready.send(()).unwrap();
-        assert!(may_finish.recv().is_err(), "the sender is dropped");
-    });
-    is_ready.recv().unwrap();
+    let (older, finish) = held_by_an_older_ticket(&all[0]);
     let mut held = Held::enter();
     let mut exec = Exec::new(&mut held);
     let without = exec.run(|exec| {
