@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use devpagemap_fence::{Contended, FenceError, SlotsExhausted};
+use devpagemap_fence::{FenceError, LockError, SlotsExhausted};
 
 use crate::region::RegionKind;
 use crate::size::Size;
@@ -152,9 +152,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-impl From<Contended> for Error {
-    fn from(_: Contended) -> Error {
-        Error::Contended
+impl From<LockError> for Error {
+    fn from(error: LockError) -> Error {
+        match error {
+            LockError::Contended => Error::Contended,
+            LockError::Interrupted => unreachable!("no transaction is made interruptible"),
+        }
     }
 }
 

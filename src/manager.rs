@@ -145,7 +145,7 @@ impl Manager {
     pub(crate) fn transact<O>(
         self: &Arc<Self>,
         buffers: &[Arc<BufferObject>],
-        mut body: impl FnMut(&mut Transaction<'_, '_>) -> Result<O>,
+        mut body: impl FnMut(&mut Transaction<'_, '_, '_>) -> Result<O>,
     ) -> Result<O> {
         let waits_before = blocking_waits();
         let mut held = Held::enter();
@@ -165,13 +165,13 @@ impl Manager {
     /// from here on is an error of the fence.
     pub(crate) fn queue_move(
         &self,
-        transaction: &mut Transaction<'_, '_>,
+        transaction: &mut Transaction<'_, '_, '_>,
         slot: Slot,
         request: MoveRequest,
         from: Option<RegionKind>,
         new: &Resource,
     ) -> Fence {
-        let buffer = transaction.exec.set().object(slot).clone();
+        let buffer = transaction.exec.set().arc(slot);
         match &request.operation {
             Operation::Copy { .. } => {
                 Counters::count(&self.counters.moves);

@@ -128,7 +128,7 @@ fn check_fits_together(manager: &Manager, uses: &[(Arc<BufferObject>, Access)]) 
     Ok(())
 }
 
-fn attach(transaction: &mut Transaction<'_, '_>, uses: &[(Arc<BufferObject>, Access)], fence: &Fence) {
+fn attach(transaction: &mut Transaction<'_, '_, '_>, uses: &[(Arc<BufferObject>, Access)], fence: &Fence) {
     for (index, (_, access)) in uses.iter().enumerate() {
         let usage = match access {
             Access::Read => Usage::Read,
@@ -181,7 +181,7 @@ struct Use<'a> {
 
 impl<'a> Job<'a> {
     fn new(
-        transaction: &'a Transaction<'_, '_>,
+        transaction: &'a Transaction<'_, '_, '_>,
         uses: &[(Arc<BufferObject>, Access)],
         known: &'a HashMap<*const BufferObject, usize>,
         after: &FenceSet,

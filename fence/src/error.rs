@@ -152,16 +152,26 @@ impl fmt::Display for SlotsExhausted {
 
 impl Error for SlotsExhausted {}
 
-/// An older ticket wants, or has, this lock: let go of everything and begin again.
-///
-/// [`Exec::run`](crate::Exec::run) does so by itself when its body returns an error after this was reported.
+/// Why an [`Exec`](crate::Exec) did not get a lock.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Contended;
+pub enum LockError {
+    /// An older ticket wants, or has, this lock: let go of everything and begin again.
+    ///
+    /// [`Exec::run`](crate::Exec::run) does so by itself when its body returns an error after this was reported.
+    Contended,
+    /// The [`Interrupt`](crate::Interrupt) was raised that the Exec was made with.
+    Interrupted,
+}
 
-impl fmt::Display for Contended {
+impl fmt::Display for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a reservation is contended by an older ticket; let go of all and begin again")
+        f.write_str(match self {
+            LockError::Contended => {
+                "a reservation is contended by an older ticket; let go of all and begin again"
+            }
+            LockError::Interrupted => "the wait for a reservation was interrupted",
+        })
     }
 }
 
-impl Error for Contended {}
+impl Error for LockError {}

@@ -48,6 +48,7 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 
+mod bell;
 mod error;
 mod exec;
 mod failures;
@@ -61,13 +62,14 @@ pub mod sync;
 mod timeline;
 mod watchdog;
 
-pub use error::{Contended, FenceError, SlotsExhausted, WaitError};
-pub use exec::{Exec, LockSet, Slot};
+pub use error::{FenceError, LockError, SlotsExhausted, WaitError};
+pub use exec::{Exec, Interrupt, LockSet, Sealed, Slot};
 pub use fence::{Callback, Fence, blocking_waits, in_callback};
 pub use fence_set::FenceSet;
 pub use hang::{Hang, HangAction, HangHook};
 pub use levels::{Below, Guard, Held, Level, Lock};
 pub use reservation::{Locked, Reservable, Reservation, Usage};
+pub use sync::claim::Keep;
 pub use timeline::{Timeline, TimelineId};
 #[cfg(not(loom))]
 pub use watchdog::Watchdog;

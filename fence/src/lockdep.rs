@@ -12,12 +12,12 @@
 //! A report names both ends: where the offending lock was asked for, and where the one in its way was taken.
 
 /// The group of a lock that may not be joined by another of its rank.
-pub(crate) const ALONE: u64 = 0;
+pub(crate) const ALONE: Group = Group::ALONE;
 
 #[cfg(not(any(debug_assertions, loom)))]
-pub(crate) use unwatched::{Callback, Record, acquire, acquire_tried, enter_root};
+pub(crate) use unwatched::{Callback, Group, Record, acquire, acquire_tried, enter_root};
 #[cfg(any(debug_assertions, loom))]
-pub(crate) use watched::{Callback, Record, acquire, acquire_tried, enter_root};
+pub(crate) use watched::{Callback, Group, Record, acquire, acquire_tried, enter_root};
 
 /// Panics, in debug builds and models, when this thread holds what a fence may need before it can signal: a lock of
 /// the region level or further in. Every wait for a fence calls it.
@@ -53,11 +53,26 @@ mod watched {
     use std::marker::PhantomData;
     use std::panic::Location;
 
+    /// What locks of one rank have in common that may be held together.
+    #[derive(Copy, Clone, PartialEq, Eq)]
+    pub(crate) struct Group(u64);
+
+    impl Group {
+        pub(super) const ALONE: Group = Group(0);
+
+        /// A group that no other set of locks has. A name, and no part of any protocol, so models need not see it drawn.
+        pub(crate) fn fresh() -> Group {
+            use std::sync::atomic::{AtomicU64, Ordering};
+            static NEXT: AtomicU64 = AtomicU64::new(1);
+            Group(NEXT.fetch_add(1, Ordering::Relaxed))
+        }
+    }
+
     struct Entry {
         id: u64,
         rank: u8,
         class: &'static str,
-        group: u64,
+        group: Group,
         callback: bool,
         site: &'static Location<'static>,
     }
@@ -114,7 +129,7 @@ mod watched {
 
     /// Notes that a lock is about to be waited for.
     #[track_caller]
-    pub(crate) fn acquire(rank: u8, class: &'static str, group: u64) -> Record {
+    pub(crate) fn acquire(rank: u8, class: &'static str, group: Group) -> Record {
         let site = Location::caller();
         let refusal = STACK.with(|stack| {
             let stack = stack.borrow();
@@ -137,14 +152,14 @@ mod watched {
 
     /// Notes that a lock was taken by a try, which cannot deadlock.
     #[track_caller]
-    pub(crate) fn acquire_tried(rank: u8, class: &'static str, group: u64) -> Record {
+    pub(crate) fn acquire_tried(rank: u8, class: &'static str, group: Group) -> Record {
         push(rank, class, group, false, Location::caller())
     }
 
     fn push(
         rank: u8,
         class: &'static str,
-        group: u64,
+        group: Group,
         callback: bool,
         site: &'static Location<'static>,
     ) -> Record {
@@ -216,13 +231,25 @@ mod unwatched {
         _not_send: PhantomData<*mut ()>,
     }
 
+    #[derive(Copy, Clone)]
+    pub(crate) struct Group;
+
+    impl Group {
+        pub(super) const ALONE: Group = Group;
+
+        #[inline(always)]
+        pub(crate) fn fresh() -> Group {
+            Group
+        }
+    }
+
     #[inline(always)]
-    pub(crate) fn acquire(_rank: u8, _class: &'static str, _group: u64) -> Record {
+    pub(crate) fn acquire(_rank: u8, _class: &'static str, _group: Group) -> Record {
         Record { _not_send: PhantomData }
     }
 
     #[inline(always)]
-    pub(crate) fn acquire_tried(_rank: u8, _class: &'static str, _group: u64) -> Record {
+    pub(crate) fn acquire_tried(_rank: u8, _class: &'static str, _group: Group) -> Record {
         Record { _not_send: PhantomData }
     }
 

@@ -1,7 +1,7 @@
 //! Many threads with an Exec each: recursion, crossing orders, rings, stress.
 #![cfg(not(loom))]
 
-use devpagemap_fence::{Contended, Exec, Held, Reservable, Reservation, Slot};
+use devpagemap_fence::{Exec, Held, Interrupt, LockError, Reservable, Reservation, Slot};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
@@ -50,7 +50,7 @@ fn held_by_an_older_ticket(object: &Arc<Object>) -> (thread::JoinHandle<()>, mps
     (older, finish)
 }
 
-fn lock_all<'h>(exec: &mut Exec<'h, Object>, objects: &[Arc<Object>]) -> Result<Vec<Slot>, Contended> {
+fn lock_all<'o>(exec: &mut Exec<'_, 'o, Object>, objects: &'o [Arc<Object>]) -> Result<Vec<Slot>, LockError> {
     objects.iter().map(|object| exec.lock(object)).collect()
 }
 
@@ -115,7 +115,7 @@ fn a_younger_ticket_that_holds_something_is_told_of_the_contention_at_once() {
     let mut held = Held::enter();
     let mut exec = Exec::new(&mut held);
     exec.lock(&all[1]).unwrap();
-    assert_eq!(exec.lock(&all[0]), Err(Contended));
+    assert_eq!(exec.lock(&all[0]), Err(LockError::Contended));
     drop(finish);
     exec.run(|exec| lock_all(exec, &all)).unwrap();
     assert_eq!(exec.set().len(), 2);
@@ -157,7 +157,7 @@ fn contention_that_the_body_could_do_without_is_no_reason_to_begin_again() {
     let mut exec = Exec::new(&mut held);
     let without = exec.run(|exec| {
         exec.lock(&all[1])?;
-        Ok::<_, Contended>(exec.lock(&all[0]).is_err())
+        Ok::<_, LockError>(exec.lock(&all[0]).is_err())
     });
     assert_eq!((without, exec.restarts(), exec.set().len()), (Ok(true), 0, 1));
     drop(finish);
@@ -182,7 +182,7 @@ fn ring(threads: usize) {
                         if !std::mem::replace(&mut met, true) {
                             meet.wait();
                         }
-                        Ok::<_, Contended>([mine, exec.lock(&pair[1])?])
+                        Ok::<_, LockError>([mine, exec.lock(&pair[1])?])
                     });
                     for slot in slots.unwrap() {
                         *exec.set_mut().state_mut(slot) += 1;
@@ -260,4 +260,91 @@ fn tickets_and_single_locks_share_the_objects() {
         .collect();
     tickets.into_iter().chain(singles).for_each(|thread| thread.join().unwrap());
     assert_counts(all, 3 * 400 + 400);
+}
+
+#[test]
+fn an_interrupt_ends_a_wait_that_would_not_end_otherwise() {
+    let all = objects(1);
+    let (keeper, release) = held_by_an_older_ticket(&all[0]);
+    let interrupt = Interrupt::new();
+    let raiser = {
+        let (interrupt, object) = (interrupt.clone(), all[0].clone());
+        thread::spawn(move || {
+            wait_until_queued(&object, 1);
+            interrupt.raise();
+        })
+    };
+    let mut held = Held::enter();
+    let mut exec = Exec::interruptible(&mut held, &interrupt);
+    assert_eq!(exec.run(|exec| exec.lock(&all[0])), Err(LockError::Interrupted));
+    raiser.join().unwrap();
+    drop(exec);
+    drop(release);
+    keeper.join().unwrap();
+    assert!(all[0].0.try_lock().is_some(), "whoever gave up waiting is not waited for");
+}
+
+#[test]
+fn an_interrupted_restart_tells_the_body_and_keeps_nothing() {
+    let all = objects(2);
+    let (keeper, release) = held_by_an_older_ticket(&all[1]);
+    let interrupt = Interrupt::new();
+    let mut held = Held::enter();
+    let mut exec = Exec::interruptible(&mut held, &interrupt);
+    let mut calls = 0;
+    let result = exec.run(|exec| {
+        calls += 1;
+        exec.lock(&all[0])?;
+        let locked = exec.lock(&all[1]);
+        interrupt.raise();
+        locked
+    });
+    assert_eq!((result, calls), (Err(LockError::Interrupted), 2));
+    assert!(!all[0].0.is_locked());
+    drop(exec);
+    drop(release);
+    keeper.join().unwrap();
+}
+
+#[test]
+fn a_raised_interrupt_does_not_keep_anybody_from_what_is_free() {
+    let all = objects(2);
+    let interrupt = Interrupt::new();
+    interrupt.raise();
+    let mut held = Held::enter();
+    let mut exec = Exec::interruptible(&mut held, &interrupt);
+    assert!(exec.run(|exec| exec.lock(&all[0]).and_then(|_| exec.lock(&all[1]))).is_ok());
+    interrupt.reset();
+    assert!(!interrupt.is_raised());
+}
+
+#[test]
+fn waiters_that_give_up_leave_the_lock_to_the_next() {
+    let all = objects(1);
+    let (keeper, release) = held_by_an_older_ticket(&all[0]);
+    let interrupts: Vec<_> = (0..4).map(|_| Interrupt::new()).collect();
+    let waiters: Vec<_> = interrupts
+        .iter()
+        .map(|interrupt| {
+            let (interrupt, object) = (interrupt.clone(), all[0].clone());
+            thread::spawn(move || {
+                let mut held = Held::enter();
+                let mut exec = Exec::interruptible(&mut held, &interrupt);
+                exec.run(|exec| exec.lock(&object)).is_ok()
+            })
+        })
+        .collect();
+    wait_until_queued(&all[0], 4);
+    interrupts[..3].iter().for_each(Interrupt::raise);
+    drop(release);
+    keeper.join().unwrap();
+    let got: Vec<_> = waiters.into_iter().map(|waiter| waiter.join().unwrap()).collect();
+    assert!(got[3], "the one that waited on has got it: {got:?}");
+}
+
+/// Waits until as many queue for the object.
+fn wait_until_queued(object: &Object, count: usize) {
+    while !format!("{:?}", object.0).contains(&format!("waiters: {count}")) {
+        thread::yield_now();
+    }
 }

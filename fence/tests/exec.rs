@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 
 use devpagemap_fence::levels::Region;
-use devpagemap_fence::{Contended, Exec, Held, Lock, Reservable, Reservation, Slot, Timeline, Usage};
+use devpagemap_fence::{Exec, Held, Lock, LockError, Reservable, Reservation, Slot, Timeline, Usage};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
@@ -77,7 +77,7 @@ fn fences_are_added_to_many_objects_in_reserved_slots() {
     let slots = exec.run(|exec| {
         let slots = objects.iter().map(|object| exec.lock(object)).collect::<Result<Vec<Slot>, _>>()?;
         slots.iter().for_each(|slot| exec.set_mut().reserve_fences(*slot, 2).unwrap());
-        Ok::<_, Contended>(slots)
+        Ok::<_, LockError>(slots)
     });
     let fence = timeline.next_point();
     for slot in slots.unwrap() {
@@ -96,7 +96,7 @@ fn several_rounds_in_one_function_each_begin_with_nothing() {
     let mut held = Held::enter();
     for objects in [[&a, &b], [&b, &a]] {
         let mut exec = Exec::new(&mut held);
-        let locked = exec.run(|exec| objects.iter().try_for_each(|object| exec.lock(object).map(drop)));
+        let locked = exec.run(|exec| objects.iter().try_for_each(|object| exec.lock(*object).map(drop)));
         assert_eq!(locked, Ok(()));
         assert_eq!(exec.set().len(), 2);
     }
@@ -132,10 +132,10 @@ fn slots_stay_what_they_are_while_others_come_and_go() {
     exec.set_mut().unlock(slots[1]);
     exec.set_mut().unlock(slots[4]);
     let late = object(9);
-    let slot = exec.lock(&late).unwrap();
+    let slot = exec.lock(late).unwrap();
     for index in [0, 2, 3, 5] {
         assert_eq!(*exec.set().state(slots[index]), index as u32);
-        assert!(Arc::ptr_eq(exec.set().object(slots[index]), &objects[index]));
+        assert!(Arc::ptr_eq(&exec.set().arc(slots[index]), &objects[index]));
     }
     assert_eq!(*exec.set().state(slot), 9);
     assert_eq!(exec.set().slots().count(), 5);
@@ -155,13 +155,12 @@ fn a_stale_slot_is_refused_even_when_its_place_is_taken() {
 }
 
 #[test]
-fn a_locked_object_lives_as_long_as_it_is_locked() {
+fn an_object_that_was_given_lives_as_long_as_it_is_locked() {
     let a = object(3);
     let weak = Arc::downgrade(&a);
     let mut held = Held::enter();
     let mut exec = Exec::new(&mut held);
-    let slot = exec.lock(&a).unwrap();
-    drop(a);
+    let slot = exec.lock(a).unwrap();
     assert_eq!(*exec.set().state(slot), 3);
     drop(exec);
     assert!(weak.upgrade().is_none());
@@ -219,8 +218,76 @@ fn a_run_inside_a_run_leaves_the_restart_to_the_outer_one() {
     let slots = exec.run(|exec| {
         let outer = exec.lock(&a)?;
         let inner = exec.run(|exec| exec.lock(&a))?;
-        Ok::<_, Contended>((outer, inner))
+        Ok::<_, LockError>((outer, inner))
     });
     let (outer, inner) = slots.unwrap();
     assert_eq!(outer, inner);
+}
+
+#[test]
+fn an_object_that_was_given_is_given_back_by_a_restart_an_unlock_and_an_error() {
+    let (a, b) = (object(0), object(1));
+    let mut held = Held::enter();
+    let mut exec = Exec::new(&mut held);
+    let slot = exec.lock(a.clone()).unwrap();
+    assert_eq!(Arc::strong_count(&a), 2);
+    exec.set_mut().unlock(slot);
+    assert_eq!(Arc::strong_count(&a), 1);
+    let failed: Result<(), &str> = exec.run(|exec| {
+        exec.lock(a.clone()).map_err(|_| "contended")?;
+        exec.lock(b.clone()).map_err(|_| "contended")?;
+        Err("for another reason")
+    });
+    assert_eq!(failed, Err("for another reason"));
+    assert_eq!((Arc::strong_count(&a), Arc::strong_count(&b)), (1, 1));
+    exec.lock(a.clone()).unwrap();
+    exec.lock(a.clone()).unwrap();
+    assert_eq!(Arc::strong_count(&a), 2, "asking again for what is held keeps no second reference");
+    drop(exec);
+    assert_eq!(Arc::strong_count(&a), 1);
+}
+
+#[test]
+fn hundreds_of_objects_keep_their_slots_and_are_all_unlocked() {
+    let objects: Vec<_> = (0..300).map(object).collect();
+    let mut held = Held::enter();
+    let mut exec = Exec::new(&mut held);
+    let slots: Vec<_> = objects.iter().map(|object| exec.lock(object).unwrap()).collect();
+    for index in (0..300).step_by(7) {
+        exec.set_mut().unlock(slots[index]);
+    }
+    for (index, slot) in slots.iter().enumerate().filter(|(index, _)| index % 7 != 0) {
+        assert_eq!(*exec.set().state(*slot), index as u32);
+        assert_eq!(exec.set().slot_of(&objects[index]), Some(*slot));
+    }
+    for index in (0..300).step_by(7) {
+        assert!(!objects[index].0.is_locked());
+        let again = exec.lock(&objects[index]).unwrap();
+        assert_ne!(again, slots[index], "a slot that was given up does not name the next object");
+    }
+    assert_eq!(exec.set().len(), 300);
+    exec.unlock_all();
+    assert!(objects.iter().all(|object| !object.0.is_locked()));
+    assert_eq!(exec.set().len(), 0);
+}
+
+#[test]
+fn a_sealed_exec_goes_on_holding_and_can_still_change_publish_and_unlock() {
+    let (a, b) = (object(1), object(2));
+    let timeline = Timeline::new("ring");
+    let mut held = Held::enter();
+    let mut exec = Exec::new(&mut held);
+    let slots = exec.run(|exec| Ok::<_, LockError>([exec.lock(&a)?, exec.lock(&b)?])).unwrap();
+    exec.set_mut().reserve_fences(slots[0], 1).unwrap();
+    let mut sealed = exec.seal();
+    *sealed.state_mut(slots[1]) += 40;
+    sealed.add_fence(slots[0], timeline.next_point(), Usage::Write);
+    sealed.unlock(slots[0]);
+    assert!(!a.0.is_locked() && b.0.is_locked());
+    assert_eq!((*sealed.state(slots[1]), sealed.len()), (42, 1));
+    drop(sealed);
+    assert!(!b.0.is_locked());
+    assert!(!a.0.is_idle(Usage::Write));
+    timeline.signal(1);
+    assert!(a.0.is_idle(Usage::Bookkeep));
 }

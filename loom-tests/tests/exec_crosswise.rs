@@ -1,7 +1,7 @@
 //! Tickets that lock the same objects in opposite orders.
 #![cfg(loom)]
 
-use devpagemap_fence::{Contended, Exec, Held, Reservable, Reservation};
+use devpagemap_fence::{Exec, Held, LockError, Reservable, Reservation};
 use devpagemap_loom_tests::explore;
 use loom::thread;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ fn count_up(objects: &[Arc<Object>]) {
             let slot = exec.lock(object)?;
             *exec.set_mut().state_mut(slot) += 1;
         }
-        Ok::<_, Contended>(())
+        Ok::<_, LockError>(())
     });
     assert_eq!(locked, Ok(()));
 }
@@ -39,11 +39,11 @@ fn count_once(objects: &[Arc<Object>]) {
     let mut held = Held::enter();
     let mut exec = Exec::new(&mut held);
     let locked = exec.run(|exec| {
-        let slots = objects.iter().map(|object| exec.lock(object)).collect::<Result<Vec<_>, Contended>>()?;
+        let slots = objects.iter().map(|object| exec.lock(object)).collect::<Result<Vec<_>, LockError>>()?;
         for slot in slots {
             *exec.set_mut().state_mut(slot) += 1;
         }
-        Ok::<_, Contended>(())
+        Ok::<_, LockError>(())
     });
     assert_eq!(locked, Ok(()));
 }
@@ -57,7 +57,7 @@ fn count_slowly(objects: &[Arc<Object>]) {
             exec.lock(object)?;
             thread::yield_now();
         }
-        Ok::<_, Contended>(())
+        Ok::<_, LockError>(())
     });
     assert_eq!(locked, Ok(()));
     let slots: Vec<_> = exec.set().slots().collect();

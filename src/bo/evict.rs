@@ -54,7 +54,7 @@ struct Home {
     taken: Taken,
 }
 
-impl Transaction<'_, '_> {
+impl Transaction<'_, '_, '_> {
     /// Makes room for `buffer` at `place` and takes it.
     pub(super) fn evict_for(&mut self, buffer: &Arc<BufferObject>, place: &Place) -> Result<Found> {
         let mut claim = Claim::default();
@@ -94,7 +94,7 @@ impl Transaction<'_, '_> {
                     self.unlock_bystanders(&victims);
                     return Ok(victims);
                 }
-                Step::WaitFor(other) => drop(self.exec.lock(&other)?),
+                Step::WaitFor(other) => drop(self.exec.lock(other)?),
                 Step::TryAgain => yield_now(),
                 Step::GiveUp(error) => return Err(error),
             }
@@ -169,7 +169,7 @@ impl Transaction<'_, '_> {
 
     /// Queues one victim's copy and swaps its resource; returns the old one and what ends its use.
     fn evict(&mut self, home: Home) -> (Resource, Fence) {
-        let victim = self.exec.set().object(home.slot).clone();
+        let victim = self.exec.set().arc(home.slot);
         let after = home.taken.after();
         let resource = Resource::new(RegionKind::System, home.taken.spans, None);
         let (old, fence) = self.queue_bytes(home.slot, &victim, resource, after, Urgency::Background);

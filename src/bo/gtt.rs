@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::region::RegionKind;
 use crate::stats::Counters;
 
-impl Transaction<'_, '_> {
+impl Transaction<'_, '_, '_> {
     /// Claims a GTT budget for `buffer`, evicting others to System if the pass allows; that copies nothing.
     pub(super) fn claim_gtt(&mut self, buffer: &Arc<BufferObject>, pass: Pass) -> Result<bool> {
         let wanted_bytes = buffer.footprint_bytes;
@@ -56,7 +56,7 @@ impl Transaction<'_, '_> {
             };
             let in_transit = if in_transit { Claimed::Unnamed } else { Claimed::Nobody };
             match when_short(walk, in_transit, exhausted) {
-                Step::WaitFor(other) => drop(self.exec.lock(&other)?),
+                Step::WaitFor(other) => drop(self.exec.lock(other)?),
                 Step::GiveUp(error) => return Err(error),
                 Step::TryAgain | Step::Evict(_) => yield_now(),
             }

@@ -15,14 +15,14 @@ use super::{BufferObject, EvictionPolicy, Place};
 use crate::error::{Error, Result};
 use crate::region::{RegionKind, VramRegion, bytes_within};
 
-impl Transaction<'_, '_> {
+impl Transaction<'_, '_, '_> {
     /// Moves members out of the bytes in which `buffer` could be at `place`, as far as their own placement lets them be
     /// elsewhere in VRAM. Says whether one moved.
     pub(super) fn make_way(&mut self, buffer: &BufferObject, place: &Place) -> Result<bool> {
         let Some(range) = self.range_to_clear(buffer, place) else { return Ok(false) };
         let mut moved = false;
         for slot in self.members.clone() {
-            let member = self.exec.set().object(slot).clone();
+            let member = self.exec.set().arc(slot);
             if member.id() == buffer.id() || !self.overlaps_vram(slot, &range) {
                 continue;
             }

@@ -29,7 +29,7 @@ pub(super) enum Step {
     GiveUp(Error),
 }
 
-impl Transaction<'_, '_> {
+impl Transaction<'_, '_, '_> {
     /// Escrows what is free at `place` and locks victims for the rest.
     pub(super) fn plan_scattered(
         &mut self,
@@ -143,7 +143,7 @@ type Owner = (u64, WeakBuffer);
 
 /// Tries the reservations of all `owners`; `Err` names the first that cannot be had now.
 fn lock_owners(
-    set: &mut LockSet<BufferObject>,
+    set: &mut LockSet<'_, BufferObject>,
     owners: &[Owner],
     walk: &mut Walk,
 ) -> Result<Vec<Victim>, u64> {

@@ -89,12 +89,12 @@ impl Manager {
     /// Counts a locked buffer's pages as the other kind of system memory. The pages stay, and so do the fences.
     pub(crate) fn recount(
         &self,
-        set: &mut LockSet<BufferObject>,
+        set: &mut LockSet<'_, BufferObject>,
         slot: Slot,
         to: RegionKind,
         state: &mut SystemState,
     ) {
-        let buffer = set.object(slot).clone();
+        let buffer = set.arc(slot);
         let resource = set.state_mut(slot).resource.as_mut().expect("only a buffer with pages is recounted");
         state.leave(resource.region, buffer.footprint_bytes, resource.node.take());
         resource.node = state.enter(to, &buffer);

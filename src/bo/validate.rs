@@ -26,9 +26,9 @@ use crate::stats::Counters;
 pub(super) const FENCES_PER_BUFFER: usize = 5;
 
 /// Buffers locked together, and what can be done with them meanwhile.
-pub(crate) struct Transaction<'t, 'h> {
+pub(crate) struct Transaction<'t, 'h, 'o> {
     pub(crate) manager: &'t Arc<Manager>,
-    pub(crate) exec: &'t mut Exec<'h, BufferObject>,
+    pub(crate) exec: &'t mut Exec<'h, 'o, BufferObject>,
     /// The buffers that the caller asked for, in its order; other locked ones are victims.
     pub(crate) members: Vec<Slot>,
 }
@@ -57,10 +57,10 @@ pub(crate) enum Found {
     SamePages(RegionKind),
 }
 
-impl<'t, 'h> Transaction<'t, 'h> {
+impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
     pub(crate) fn new(
         manager: &'t Arc<Manager>,
-        exec: &'t mut Exec<'h, BufferObject>,
+        exec: &'t mut Exec<'h, 'o, BufferObject>,
         members: Vec<Slot>,
     ) -> Self {
         Transaction { manager, exec, members }
@@ -80,7 +80,7 @@ impl<'t, 'h> Transaction<'t, 'h> {
     /// # Errors
     /// [`Error::Contended`] (restart), or why the last place could not be had. What was moved before stays moved.
     pub(crate) fn validate(&mut self, slot: Slot, placement: &Placement) -> Result<()> {
-        let buffer = self.exec.set().object(slot).clone();
+        let buffer = self.exec.set().arc(slot);
         self.exec.set().state(slot).check_not_lost()?;
         self.exec.set_mut().reserve_fences(slot, FENCES_PER_BUFFER)?;
         let mut refused = None;

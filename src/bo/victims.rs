@@ -33,7 +33,7 @@ pub(crate) struct Walk {
 
 /// Walks `lru` until the locked victims make up `missing_bytes`. `useful` says how much a node would contribute.
 pub(crate) fn walk(
-    set: &mut LockSet<BufferObject>,
+    set: &mut LockSet<'_, BufferObject>,
     members: &[Slot],
     lru: &Lru,
     missing_bytes: u64,
@@ -69,13 +69,13 @@ pub(crate) fn walk(
 }
 
 /// The ids of a transaction's own buffers.
-pub(crate) fn member_ids(set: &LockSet<BufferObject>, members: &[Slot]) -> HashSet<u64> {
+pub(crate) fn member_ids(set: &LockSet<'_, BufferObject>, members: &[Slot]) -> HashSet<u64> {
     members.iter().map(|slot| set.object(*slot).id()).collect()
 }
 
 /// The slot of a buffer that is locked already, for instance because a restart waited for it, or can be locked at once.
-pub(crate) fn lock_victim(set: &mut LockSet<BufferObject>, buffer: &Arc<BufferObject>) -> Option<Slot> {
-    set.slot_of(buffer).or_else(|| set.try_lock(buffer))
+pub(crate) fn lock_victim(set: &mut LockSet<'_, BufferObject>, buffer: &Arc<BufferObject>) -> Option<Slot> {
+    set.slot_of(buffer).or_else(|| set.try_lock(buffer.clone()))
 }
 
 /// Drops the victims that turned out not to be needed, the most recently used first: LRU order takes whoever comes until

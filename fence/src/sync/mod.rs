@@ -12,7 +12,7 @@
 //! * `Arc`: always the one of `std`, since loom's has neither `Weak` nor unsizing. Reference counts are therefore
 //!   opaque to the models.
 //!
-//! The shim needs no `unsafe`.
+//! The `unsafe` of this crate is in this room: `claim.rs` (a value and the word that says whose it is) and `barrier.rs`.
 
 #[cfg(loom)]
 use loom::sync as imp;
@@ -20,6 +20,11 @@ use loom::sync as imp;
 use parking_lot as imp;
 
 use std::fmt;
+
+pub(crate) mod barrier;
+pub(crate) mod claim;
+pub(crate) mod published;
+pub(crate) mod stamp;
 
 /// Atomics whose every access is explored under loom.
 pub mod atomic {
@@ -147,18 +152,6 @@ impl Default for Condvar {
     fn default() -> Self {
         Condvar::new()
     }
-}
-
-/// The age of a ticket: smaller is older. Under loom each execution of a model counts anew, and the drawing of a
-/// stamp is explored like any other access.
-pub(crate) fn fresh_stamp() -> u64 {
-    #[cfg(not(loom))]
-    static NEXT: atomic::AtomicU64 = atomic::AtomicU64::new(1);
-    #[cfg(loom)]
-    loom::lazy_static! {
-        static ref NEXT: atomic::AtomicU64 = atomic::AtomicU64::new(1);
-    }
-    NEXT.fetch_add(1, atomic::Ordering::Relaxed)
 }
 
 impl fmt::Debug for Condvar {
