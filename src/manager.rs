@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use devpagemap_fence::Watchdog;
+use devpagemap_fence::sync::thread::Builder;
 use devpagemap_fence::{
     Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, blocking_waits, in_callback, levels,
 };
@@ -50,20 +51,20 @@ struct Engines {
     /// Constant.
     driver: Arc<dyn Driver>,
     /// Its own thread; a model has no clock, and so none.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     _watchdog: Watchdog,
 }
 
 impl Engines {
     fn start(queue: MoveQueue, driver: Arc<dyn Driver>) -> Engines {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         let watchdog = Watchdog::start();
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         watchdog.watch(queue.watched());
         Engines {
             queue,
             driver,
-            #[cfg(not(loom))]
+            #[cfg(not(any(loom, shuttle)))]
             _watchdog: watchdog,
         }
     }
@@ -276,8 +277,7 @@ impl Drop for Manager {
             engines.shut_down();
             return;
         }
-        let last =
-            std::thread::Builder::new().name("devpagemap-end".into()).spawn(move || engines.shut_down());
+        let last = Builder::new().name("devpagemap-end".into()).spawn(move || engines.shut_down());
         if let Err(error) = last {
             tracing::error!(%error, "no thread to finish a device's work; what is queued fails");
         }

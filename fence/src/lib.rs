@@ -69,6 +69,6 @@ pub use hang::{Hang, HangAction, HangHook};
 pub use levels::{Below, Guard, Held, Level, Lock};
 pub use reservation::{Locked, Reservable, Reservation, Usage};
 pub use timeline::{Timeline, TimelineId};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use watchdog::Watchdog;
 pub use watchdog::Watched;

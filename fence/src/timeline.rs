@@ -278,7 +278,7 @@ impl Inner {
     }
 
     /// Takes a sleeper back that does not want to wait any more.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn forget_sleeper(&self, seqno: u64, id: u64) {
         remove_sorted(&mut self.state.lock_leaf().sleepers, seqno, id);
     }

@@ -1,5 +1,5 @@
 //! Many threads with an Exec each: recursion, crossing orders, rings, stress.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{Contended, Exec, Held, Reservable, Reservation, Slot};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,5 @@
 //! One thread with an Exec: locking, duplicates, slots, several rounds.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::levels::Region;
 use devpagemap_fence::{Contended, Exec, Held, Lock, Reservable, Reservation, Slot, Timeline, Usage};

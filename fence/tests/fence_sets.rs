@@ -1,5 +1,5 @@
 //! Sets of fences against a plain model, and their waits.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline, WaitError};
 use proptest::prelude::*;

@@ -1,5 +1,5 @@
 //! Reservations: fences by usage, and the lock of a single buffer.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{Fence, Held, Reservation, Timeline, Usage};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Points on timelines: signalling, waiting, callbacks, errors.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{Fence, FenceError, Timeline, WaitError};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

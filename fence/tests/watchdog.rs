@@ -1,5 +1,5 @@
 //! The watchdog and the timeouts of timelines.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{FenceError, Hang, HangAction, HangHook, Timeline, Watchdog, Watched};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -140,9 +140,9 @@ impl Inner {
             if is_so(&state) {
                 return;
             }
-            #[cfg(loom)]
+            #[cfg(any(loom, shuttle))]
             drop(state.wait(&self.changed));
-            #[cfg(not(loom))]
+            #[cfg(not(any(loom, shuttle)))]
             {
                 let deadline = state.first_deadline(self.chunk_timeout);
                 let deadline = deadline.unwrap_or_else(|| Instant::now() + self.chunk_timeout);

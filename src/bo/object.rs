@@ -30,7 +30,7 @@ pub(crate) struct BufferObject {
     /// How often it was evicted. Statistics.
     pub(crate) evictions: AtomicU64,
     /// See [`WeakBuffer`](super::WeakBuffer).
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub(crate) watched: Arc<devpagemap_fence::sync::atomic::AtomicUsize>,
     /// The buffer's lock, its state and its fences.
     pub(crate) reservation: Reservation<BoState>,
@@ -116,7 +116,7 @@ impl Drop for BufferObject {
 #[derive(Clone, Debug)]
 pub struct Buffer(pub(crate) Arc<BufferObject>);
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.0.watched.fetch_add(1, devpagemap_fence::sync::atomic::Ordering::AcqRel);
@@ -249,7 +249,7 @@ impl BufferBuilder {
             priority: self.priority,
             placement,
             evictions: AtomicU64::new(0),
-            #[cfg(loom)]
+            #[cfg(any(loom, shuttle))]
             watched: Arc::default(),
             reservation: Reservation::new(BoState::default()),
         })))
