@@ -182,6 +182,7 @@ impl Manager {
         }
         let (set, mut held) = transaction.exec.split();
         let fence = self.queue().submit(request, &mut held);
+        #[cfg(not(loom_mutant = "moves_are_not_remembered"))]
         self.remember(&fence, &mut held);
         set.add_fence(slot, fence.clone(), Usage::Kernel);
         let after = FenceSet::from(fence.clone());
@@ -231,7 +232,9 @@ impl Manager {
         let outstanding = self.outstanding.lock(&mut Held::enter()).so_far();
         // A failed job or move is its buffers' business; here only the end counts.
         let _its_own_affair = self.wait(&outstanding);
-        self.reap_signalled();
+        if !cfg!(loom_mutant = "idle_device_keeps_its_ghosts") {
+            self.reap_signalled();
+        }
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -273,7 +276,8 @@ impl Drop for Manager {
     /// itself be one of the engines, by a thread made for it.
     fn drop(&mut self) {
         let Some(engines) = self.engines.take() else { return };
-        if !in_callback() && !engines.driver.is_engine_thread() {
+        let in_callback = in_callback() && !cfg!(loom_mutant = "teardown_waits_in_a_callback");
+        if !in_callback && !engines.driver.is_engine_thread() {
             engines.shut_down();
             return;
         }

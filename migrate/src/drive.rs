@@ -117,6 +117,7 @@ impl Inner {
             }
         }
         drop(driving);
+        #[cfg(not(loom_mutant = "nobody_hears_that_driving_ends"))]
         self.changed.notify_all();
         if let Some(panic) = panicked {
             resume_unwind(panic);
@@ -160,7 +161,10 @@ impl Inner {
         let Publication { lane, upto, failed, count, spans } = publication;
         let timeline = &self.timelines[lane];
         // Counted first: who was woken by the fence may ask at once whether the queue is idle.
+        #[cfg(not(loom_mutant = "idle_publishes_nothing"))]
         self.unpublished.fetch_sub(count, Ordering::Release);
+        #[cfg(loom_mutant = "idle_publishes_nothing")]
+        self.unpublished.fetch_sub(count, Ordering::Relaxed);
         if let Some(seqno) = upto {
             timeline.signal(seqno);
         }

@@ -91,7 +91,10 @@ impl std::fmt::Debug for BufferObject {
 
 impl Drop for BufferObject {
     fn drop(&mut self) {
+        #[cfg(not(loom_mutant = "dead_bytes_lose_their_fences"))]
         let fences = self.reservation.fences(Usage::Bookkeep);
+        #[cfg(loom_mutant = "dead_bytes_lose_their_fences")]
+        let fences = FenceSet::new();
         if let Some(resource) = self.reservation.get_mut().resource.take() {
             self.manager.retire(resource, fences);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use super::BufferObject;
+use super::{Buffer, BufferObject};
 
 /// A buffer that may be on its way out: who cannot upgrade this has met one whose destructor is about to give its bytes back.
 #[derive(Clone, Debug, Default)]
@@ -24,12 +24,12 @@ impl WeakBuffer {
         }
     }
 
-    /// The buffer, kept alive from here on.
-    pub(crate) fn upgrade(&self) -> Option<Arc<BufferObject>> {
+    /// The buffer, kept alive from here on by a reference like any other: it may turn out to be the last.
+    pub(crate) fn upgrade(&self) -> Option<Buffer> {
         #[cfg(any(loom, shuttle))]
         if let Some(watched) = &self.watched {
             watched.fetch_add(1, devpagemap_fence::sync::atomic::Ordering::AcqRel);
         }
-        self.buffer.upgrade()
+        self.buffer.upgrade().map(Buffer)
     }
 }
