@@ -1,4 +1,4 @@
-//! A GPU for models: real bytes, no thread of its own. What it does, and when, is the model's to say.
+//! A GPU for models: real bytes, no thread of its own. What it does, when, and in which thread is the model's to say.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,6 +20,15 @@ pub struct ModelGpu {
     pub jobs: Arc<Timeline>,
     /// `None`: copies are done at once, in the thread that hands a chunk over.
     crank: Option<Arc<Crank>>,
+}
+
+impl Drop for ModelGpu {
+    /// The device is gone and has drained its queue: whoever turns the crank may go.
+    fn drop(&mut self) {
+        if let Some(crank) = &self.crank {
+            crank.stop();
+        }
+    }
 }
 
 impl Driver for ModelGpu {
@@ -70,6 +79,11 @@ fn build(pages: u64, crank: Option<Arc<Crank>>) -> Device<ModelGpu> {
 }
 
 impl ModelGpu {
+    /// Its memory.
+    pub fn vram(&self) -> &Arc<HeapMemory> {
+        self.vram.get().expect("a model's GPU is built into a device at once")
+    }
+
     fn new(crank: Option<Arc<Crank>>) -> ModelGpu {
         ModelGpu { vram: OnceLock::new(), jobs: Arc::new(Timeline::new("jobs")), crank }
     }
@@ -88,8 +102,7 @@ pub fn start_job(device: &Device<ModelGpu>, buffer: &Buffer) -> Fence {
 
 /// What a job does to a page of VRAM.
 pub fn write_page(device: &Device<ModelGpu>, page: u64, value: u8) {
-    let vram = device.driver().vram.get().expect("built");
-    vram.write(Addr::new(Space::Vram, page * PAGE), &[value; PAGE as usize]);
+    device.driver().vram().write(Addr::new(Space::Vram, page * PAGE), &[value; PAGE as usize]);
 }
 
 /// The first byte of a buffer, wherever it is.

@@ -27,6 +27,8 @@
 mod explore;
 pub mod gpu;
 #[cfg(shuttle)]
+pub mod ring;
+#[cfg(shuttle)]
 pub mod storm;
 
 #[cfg(loom)]
