@@ -166,7 +166,11 @@ struct Countdown<F> {
 impl<F> Countdown<F> {
     /// The callback, for whoever arrives last.
     fn arrive(&self) -> Option<F> {
-        if self.remaining.fetch_sub(1, Ordering::AcqRel) > 1 {
+        #[cfg(not(loom_mutant = "last_to_arrive_sees_nothing"))]
+        let order = Ordering::AcqRel;
+        #[cfg(loom_mutant = "last_to_arrive_sees_nothing")]
+        let order = Ordering::Relaxed;
+        if self.remaining.fetch_sub(1, order) > 1 {
             return None;
         }
         self.callback.lock().take()

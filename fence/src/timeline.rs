@@ -390,7 +390,11 @@ impl Watched for Inner {
         match action {
             HangAction::Extend => {}
             HangAction::Fail(error) => self.fail(Some(hang.seqno), hang.seqno, error, false),
-            HangAction::FailAll(error) => self.fail(None, hang.allocated, error, false),
+            HangAction::FailAll(error) => {
+                let late = cfg!(loom_mutant = "hang_takes_along_what_came_later");
+                let last = if late { self.allocated() } else { hang.allocated };
+                self.fail(None, last, error, false);
+            }
         }
         Some(self.overdue(timeout, now).err().unwrap_or(now))
     }

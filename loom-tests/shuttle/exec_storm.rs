@@ -50,7 +50,7 @@ fn collect(accounts: &[Arc<Account>]) {
 /// 16 threads. Nobody starves, nothing is lost, and every account is free at the end.
 #[test]
 fn nothing_is_lost_between_sixteen_tickets() {
-    storm("nothing_is_lost_between_sixteen_tickets", 1000, || {
+    storm("nothing_is_lost_between_sixteen_tickets", 700, || {
         let accounts = accounts();
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
@@ -69,7 +69,7 @@ fn nothing_is_lost_between_sixteen_tickets() {
 /// 12 threads, of which some lock one account at a time, some only try, and some lock many.
 #[test]
 fn tickets_single_locks_and_tries_get_along() {
-    storm("tickets_single_locks_and_tries_get_along", 1000, || {
+    storm("tickets_single_locks_and_tries_get_along", 700, || {
         let accounts = accounts();
         let threads: Vec<_> = (0..12)
             .map(|index| {

@@ -16,7 +16,7 @@ const POINTS: u64 = 3;
 /// hang everywhere. All points signal, and every callback runs once.
 #[test]
 fn a_chain_of_twelve_timelines_runs_to_its_end() {
-    storm("a_chain_of_twelve_timelines_runs_to_its_end", 1000, || {
+    storm("a_chain_of_twelve_timelines_runs_to_its_end", 700, || {
         let timelines: Vec<Timeline> = (0..OWNERS).map(|_| Timeline::new("link")).collect();
         let points: Vec<Vec<Fence>> =
             timelines.iter().map(|timeline| (0..POINTS).map(|_| timeline.next_point()).collect()).collect();

@@ -53,7 +53,7 @@ fn to_number(bytes: &[u8]) -> u64 {
 /// 6 submitters, 2 rings, 2 engines. Each buffer has been written as often as its word says, wherever it has been since.
 #[test]
 fn what_submitters_count_adds_up_over_a_vram_half_the_size() {
-    storm("what_submitters_count_adds_up_over_a_vram_half_the_size", 500, || {
+    storm("what_submitters_count_adds_up_over_a_vram_half_the_size", 300, || {
         let (device, crank) = cranked_device(VRAM_PAGES);
         let turning = engines(&crank, 2);
         let rings = [Ring::new("gfx"), Ring::new("compute")];
@@ -102,7 +102,7 @@ fn some_of(count: usize) -> Vec<usize> {
 /// 8 threads that make buffers and let them go, 2 engines. No bytes are lost, and nobody is told that there are none.
 #[test]
 fn evictors_and_releasers_share_four_pages() {
-    storm("evictors_and_releasers_share_four_pages", 800, || {
+    storm("evictors_and_releasers_share_four_pages", 600, || {
         let (device, crank) = cranked_device(VRAM_PAGES);
         let turning = engines(&crank, 2);
         let threads: Vec<_> = (0..8)

@@ -10,7 +10,7 @@ use shuttle::thread;
 /// device has: their threads can be joined only if everything was finished.
 #[test]
 fn whoever_lets_go_last_takes_the_device_down() {
-    storm("whoever_lets_go_last_takes_the_device_down", 1000, || {
+    storm("whoever_lets_go_last_takes_the_device_down", 700, || {
         let (device, crank) = cranked_device(3);
         let engines = [(); 2].map(|()| {
             let crank = crank.clone();

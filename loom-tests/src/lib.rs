@@ -30,6 +30,10 @@ pub mod gpu;
 pub mod ring;
 #[cfg(shuttle)]
 pub mod storm;
+#[cfg(loom)]
+mod watched;
 
 #[cfg(loom)]
 pub use explore::explore;
+#[cfg(loom)]
+pub use watched::Watched;

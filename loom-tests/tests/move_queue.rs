@@ -3,11 +3,10 @@
 #![cfg(loom)]
 
 use devpagemap_fence::{FenceError, Held, Timeline};
-use devpagemap_loom_tests::explore;
+use devpagemap_loom_tests::{Watched, explore};
 use devpagemap_migrate::{
     Addr, Chunk, Completion, CopyEngine, EngineError, Extent, MoveQueue, MoveRequest, Reset, Space,
 };
-use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
@@ -161,27 +160,6 @@ fn an_engine_that_dies_loses_none_of_its_chunks() {
     });
 }
 
-/// A byte that loom watches.
-struct Cell(UnsafeCell<u8>);
-
-// SAFETY: loom reports every access to the cell that is not ordered after the one before it; finding those is what the
-// model is for.
-unsafe impl Send for Cell {}
-// SAFETY: as above.
-unsafe impl Sync for Cell {}
-
-impl Cell {
-    fn write(&self) {
-        // SAFETY: the only writer; loom checks that no reader is at it.
-        self.0.with_mut(|byte| unsafe { *byte = 7 });
-    }
-
-    fn read(&self) -> u8 {
-        // SAFETY: loom checks that the write was before.
-        self.0.with(|byte| unsafe { *byte })
-    }
-}
-
 /// Two threads, exhaustive: somebody polls the queue instead of waiting for a fence.
 #[test]
 fn who_sees_an_idle_queue_sees_what_it_has_copied() {
@@ -189,7 +167,7 @@ fn who_sees_an_idle_queue_sees_what_it_has_copied() {
         let engine = Arc::new(Keeping::default());
         let queue = MoveQueue::builder().engine(engine.clone()).lanes(1).build();
         let fence = queue.submit(clear_one_page(), &mut Held::enter());
-        let copied = Arc::new(Cell(UnsafeCell::new(0)));
+        let copied = Arc::new(Watched::default());
         let (theirs, done) = (copied.clone(), engine.take());
         let copying = thread::spawn(move || {
             theirs.write();
@@ -198,8 +176,28 @@ fn who_sees_an_idle_queue_sees_what_it_has_copied() {
         while !queue.is_idle() {
             thread::yield_now();
         }
-        assert_eq!(copied.read(), 7);
+        assert!(copied.is_written());
         copying.join().unwrap();
         assert_eq!(fence.status(), Some(Ok(())));
+    });
+}
+
+/// Three threads, at most three preemptions: two drain the queue while its last chunk ends.
+#[test]
+fn two_who_drain_a_queue_both_hear_of_its_end() {
+    explore(Some(3), || {
+        let engine = Arc::new(Keeping::default());
+        let queue = Arc::new(MoveQueue::builder().engine(engine.clone()).lanes(1).build());
+        let fence = queue.submit(clear_one_page(), &mut Held::enter());
+        let done = engine.take();
+        let copying = thread::spawn(move || done.complete(Ok(())));
+        let other = {
+            let queue = queue.clone();
+            thread::spawn(move || queue.drain())
+        };
+        queue.drain();
+        assert_eq!(fence.status(), Some(Ok(())));
+        copying.join().unwrap();
+        other.join().unwrap();
     });
 }

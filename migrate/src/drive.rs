@@ -117,8 +117,13 @@ impl Inner {
             }
         }
         drop(driving);
-        #[cfg(not(loom_mutant = "nobody_hears_that_driving_ends"))]
+        #[cfg(not(any(
+            loom_mutant = "nobody_hears_that_driving_ends",
+            loom_mutant = "one_hears_that_driving_ends"
+        )))]
         self.changed.notify_all();
+        #[cfg(loom_mutant = "one_hears_that_driving_ends")]
+        self.changed.notify_one();
         if let Some(panic) = panicked {
             resume_unwind(panic);
         }
@@ -141,6 +146,11 @@ impl Inner {
             if is_so(&state) {
                 return;
             }
+            #[cfg(loom_mutant = "drainer_does_not_look_again")]
+            let state = {
+                drop(state);
+                self.state.lock(held)
+            };
             #[cfg(any(loom, shuttle))]
             drop(state.wait(&self.changed));
             #[cfg(not(any(loom, shuttle)))]
@@ -209,6 +219,7 @@ impl Inner {
             drop(driving);
             self.state.lock(held).was_reset(hung, outcome, &self.ledger);
         }
+        #[cfg(not(loom_mutant = "reset_moves_nothing_on"))]
         self.drive(held);
     }
 }

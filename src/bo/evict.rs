@@ -205,6 +205,11 @@ impl Transaction<'_, '_> {
             for (old, fence) in &left {
                 ghosts.extend(manager.vram.retire(&mut state, old, FenceSet::from(fence.clone())));
             }
+            #[cfg(loom_mutant = "hand_over_in_two_holds")]
+            let mut state = {
+                drop(state);
+                manager.vram.state.lock(&mut held)
+            };
             let more = match &claim.window {
                 None => {
                     manager.vram.take_up_to(&mut state, place, buffer.footprint_bytes - taken.len_bytes())
