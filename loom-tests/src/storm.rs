@@ -147,16 +147,3 @@ impl Scheduler for Quiet {
         self.0.next_u64()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_round_is_read_as_it_is_printed() {
-        for round in [Round::Random(7), Round::Pct(u64::MAX)] {
-            assert_eq!(Round::parse(&round.to_string()), Some(round));
-        }
-        assert_eq!((Round::parse("pct-x"), Round::parse("1f"), Round::parse("best-1")), (None, None, None));
-    }
-}

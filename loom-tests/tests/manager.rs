@@ -138,7 +138,8 @@ fn the_gtt_budget_is_not_exhausted_while_somebody_is_on_his_way_into_it() {
 }
 
 /// Two threads, at most three preemptions: the copy ends that frees the last page of system memory, while somebody takes
-/// that page. Before, it is free behind a fence; after, it is idle; at no moment is it nobody's.
+/// that page. Before, it is free behind a fence; then it cools, and whoever wants it waits; after that it is idle. At no
+/// moment is it nobody's.
 #[test]
 fn a_page_of_system_memory_can_be_had_while_its_ghost_is_reaped() {
     explore(Some(3), || {

@@ -2,7 +2,7 @@
 #![cfg(loom)]
 
 use devpagemap_loom_tests::explore;
-use devpagemap_loom_tests::gpu::{buffer, check_at_rest, cranked_device, device, start_job};
+use devpagemap_loom_tests::gpu::{buffer, check_at_rest, cranked_device, start_job};
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use std::sync::Arc;
@@ -42,9 +42,10 @@ fn an_idle_device_has_every_move_behind_it() {
 #[test]
 fn the_last_handle_may_go_inside_a_callback() {
     explore(Some(2), || {
-        let device = device(1);
+        let (device, crank) = cranked_device(1);
         let used = buffer(&device);
         let job = start_job(&device, &used);
+        assert!(crank.turn(), "the clear");
         let gone = Arc::new(AtomicBool::new(false));
         let (theirs, jobs, seqno) = (gone.clone(), device.driver().jobs.clone(), job.seqno());
         let hung = job.on_signal(move |_| {
@@ -52,9 +53,14 @@ fn the_last_handle_may_go_inside_a_callback() {
             theirs.store(true, Ordering::Release);
         });
         assert!(hung.is_ok(), "the job is at work");
-        let gpu = thread::spawn(move || jobs.signal(seqno));
+        let gpu = {
+            let jobs = jobs.clone();
+            thread::spawn(move || jobs.signal(seqno))
+        };
         job.wait().expect("the job went well");
         gpu.join().expect("no panic");
         assert!(gone.load(Ordering::Acquire));
+        assert!(!crank.turn(), "the device goes, and its engine with it");
+        drop(jobs);
     });
 }
