@@ -16,8 +16,13 @@ use crate::backend::Arena;
 use crate::bo::{BufferObject, WeakBuffer};
 use crate::error::{Error, Result};
 
-/// Freed bytes that are kept backed by real memory. None in models: there every freed page cools, and loses what was in it.
-const WARM_LIMIT_BYTES: u64 = if cfg!(any(loom, shuttle)) { 0 } else { 512 << 20 };
+/// Freed bytes that are kept backed by real memory.
+const WARM_LIMIT_BYTES: u64 = 512 << 20;
+
+/// Whether so many freed bytes may be warm. Not in models: there every freed page cools, and loses what was in it.
+fn may_be_warm(bytes: u64) -> bool {
+    !cfg!(any(loom, shuttle)) && bytes <= WARM_LIMIT_BYTES
+}
 
 /// The system memory of one device.
 #[derive(Debug)]
@@ -156,7 +161,7 @@ impl SystemState {
     fn free_warm(&mut self, spans: &[Span]) -> Vec<Span> {
         let mut cold = Vec::new();
         for span in spans {
-            if self.warm_bytes + span.len_bytes <= WARM_LIMIT_BYTES {
+            if may_be_warm(self.warm_bytes + span.len_bytes) {
                 self.warm_bytes += span.len_bytes;
                 self.heap.free(&[*span]);
             } else {
