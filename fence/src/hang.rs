@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::error::FenceError;
-use crate::sync::{Arc, Mutex};
+use crate::sync::Arc;
 
 /// What a hang hook is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,22 +48,44 @@ pub enum HangAction {
 /// Decides about a hang. Called by the watchdog's thread with no lock held; the place to reset an engine.
 pub type HangHook = Box<dyn Fn(&Hang) -> HangAction + Send + Sync>;
 
-/// A timeline's patience.
-pub(crate) struct Timeout {
-    pub after: Duration, // constant
-    /// Taken by the owner's drop, so that what the hook owns never goes away with some fence, under a lock.
-    pub hook: Mutex<Option<Arc<HangHook>>>,
+/// What a look at a timeline's patience finds.
+pub(crate) enum Patience {
+    /// The owner has left.
+    Gone,
+    /// Nothing hangs; look again then.
+    Until(Instant),
+    /// `completed + 1` hangs.
+    Over { completed: u64, allocated: u64, waited: Duration },
 }
 
-/// Since when the oldest outstanding point is the oldest, and when to look at it.
+/// Since when the oldest outstanding point is the oldest, and when to look at it. The timeline's lock.
 pub(crate) struct Pulse {
-    pub oldest_since: Instant,
-    pub deadline: Instant,
+    timeout: Duration, // constant
+    oldest_since: Instant,
+    due: Instant,
 }
 
 impl Pulse {
-    pub(crate) fn from_now(timeout: Duration) -> Pulse {
+    pub(crate) fn new(timeout: Duration) -> Pulse {
         let now = Instant::now();
-        Pulse { oldest_since: now, deadline: now + timeout }
+        Pulse { timeout, oldest_since: now, due: now + timeout }
+    }
+
+    /// Another point is the oldest outstanding one from now on.
+    pub(crate) fn restart(&mut self) {
+        *self = Pulse::new(self.timeout);
+    }
+
+    pub(crate) fn look(&mut self, now: Instant, completed: u64, allocated: u64) -> Patience {
+        if completed == allocated {
+            // A point published from now on cannot be overdue before that.
+            return Patience::Until(now + self.timeout);
+        }
+        if now < self.due {
+            return Patience::Until(self.due);
+        }
+        self.due = now + self.timeout;
+        let waited = now.saturating_duration_since(self.oldest_since);
+        Patience::Over { completed, allocated, waited }
     }
 }

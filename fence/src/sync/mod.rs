@@ -21,6 +21,12 @@ use parking_lot as imp;
 
 use std::fmt;
 
+mod bell;
+mod stable;
+
+pub(crate) use bell::Bell;
+pub(crate) use stable::Stable;
+
 /// Atomics whose every access is explored under loom.
 pub mod atomic {
     #[cfg(loom)]
@@ -43,6 +49,19 @@ pub use loom::thread_local;
 /// `thread_local!`: under loom a value per model thread (all of which share one thread of the system).
 #[cfg(not(loom))]
 pub use std::thread_local;
+
+/// Declares a static that is made when it is first used; under loom each execution of a model has its own.
+macro_rules! process_wide {
+    (static $name:ident: $type:ty = $init:expr) => {
+        #[cfg(not(loom))]
+        static $name: std::sync::LazyLock<$type> = std::sync::LazyLock::new(|| $init);
+        #[cfg(loom)]
+        loom::lazy_static! {
+            static ref $name: $type = $init;
+        }
+    };
+}
+pub(crate) use process_wide;
 
 pub use std::sync::{Arc, Weak};
 
