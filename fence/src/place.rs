@@ -198,8 +198,14 @@ impl Place {
         if self.completed() >= last {
             return (state, None);
         }
-        self.last_failed.fetch_max(last, Ordering::Relaxed);
+        let raises_first = !cfg!(loom_mutant = "failure_is_announced_too_late");
+        if raises_first {
+            self.last_failed.fetch_max(last, Ordering::Relaxed);
+        }
         let Some(before) = self.advance(last) else { return (state, None) };
+        if !raises_first {
+            self.last_failed.fetch_max(last, Ordering::Relaxed);
+        }
         let first = first.unwrap_or((before >> POINT_SHIFT) + 1);
         #[cfg(loom_mutant = "error_filed_too_late")]
         let mut state = {

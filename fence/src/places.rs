@@ -47,6 +47,8 @@ pub(crate) fn take(tenant: impl FnOnce(u64) -> Tenant) -> (Stable<Place>, u64) {
     let mut places = PLACES.lock();
     let vacant = places.vacant.pop_front();
     let counted_to = vacant.as_ref().map_or(0, |place| place.allocated());
+    #[cfg(loom_mutant = "former_points_are_counted_again")]
+    let counted_to = counted_to.min(places.newest);
     let base = places.newest.max(counted_to) + 1;
     places.newest = base;
     places.made += usize::from(vacant.is_none());

@@ -165,7 +165,7 @@ impl Drop for Timeline {
         if !self.is_idle() {
             lockdep::assert_may_signal();
         }
-        let on_hang = self.owner.on_hang.lock().take();
+        let on_hang = self.is_noting.then(|| self.owner.on_hang.lock().take());
         self.place.move_out(|| FenceError::Abandoned { timeline: self.owner.name.clone() });
         drop(on_hang);
     }

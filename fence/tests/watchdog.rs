@@ -163,7 +163,8 @@ fn what_has_no_deadline_is_looked_at_only_when_poked() {
 #[test]
 fn the_watchdog_lets_go_of_what_is_gone_and_ends_at_once() {
     let watchdog = Watchdog::start();
-    let timeline = Timeline::builder("ring").timeout(Duration::from_secs(3600), fail_with_its_own_error()).build();
+    let timeline =
+        Timeline::builder("ring").timeout(Duration::from_secs(3600), fail_with_its_own_error()).build();
     let weak = timeline.watched();
     watchdog.watch(weak.clone());
     drop(timeline);
