@@ -64,3 +64,22 @@ impl Deadlines {
         self.steps.front().map(|step| step.1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn there_are_never_more_steps_than_points_outstanding() {
+        let begin = Instant::now();
+        let mut deadlines = Deadlines::default();
+        for point in 1..100_000 {
+            // Each point is wanted a bit later than the one before, and is done ten points later.
+            deadlines.add(point, begin + Duration::from_millis(point), point.saturating_sub(11));
+            assert!(deadlines.steps.len() <= 11);
+        }
+        assert_eq!(deadlines.earliest(100_000), None);
+        assert!(deadlines.steps.is_empty());
+    }
+}

@@ -61,3 +61,33 @@ impl Failures {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_much_fails_the_files_stay_small_and_nothing_looks_better_than_it_was() {
+        let mut failures = Failures::default();
+        for point in (2..200_000).step_by(2) {
+            failures.file(point, point, FenceError::failed(format!("point {point}")));
+            assert!(failures.ranges.len() <= KEPT);
+        }
+        assert_eq!(failures.outcome(1), Ok(()), "before the first failure nothing is in doubt");
+        assert_eq!(
+            (failures.outcome(2), failures.outcome(3)),
+            (Err(FenceError::Outdated), Err(FenceError::Outdated))
+        );
+        assert_eq!(failures.outcome(199_997), Ok(()));
+        assert_eq!(failures.outcome(199_998), Err(FenceError::failed("point 199998")));
+    }
+
+    #[test]
+    fn failures_with_one_error_keep_it_when_they_are_joined() {
+        let mut failures = Failures::default();
+        (2..20_000).step_by(2).for_each(|point| failures.file(point, point, FenceError::DeviceLost));
+        assert_eq!(failures.outcome(2), Err(FenceError::DeviceLost));
+        (20_000..30_000).for_each(|point| failures.file(point, point, FenceError::Cancelled));
+        assert_eq!(failures.ranges.len(), KEPT, "adjacent points with one error are one range");
+    }
+}

@@ -85,7 +85,8 @@ struct State {
     tenant: Tenant,
 }
 
-/// The memory behind one timeline at a time.
+/// The memory behind one timeline at a time. Two places share no cache line, nor a pair that is fetched together.
+#[repr(align(128))]
 pub(crate) struct Place {
     word: AtomicU64,        // completed point and WAITED; see the module's text
     allocated: AtomicU64,   // last point handed out; written by owners

@@ -98,3 +98,23 @@ fn remove<T>(queue: &mut VecDeque<Queued<T>>, point: u64, id: u64) -> Option<Que
     let index = queue.binary_search_by_key(&(point, id), |queued| (queued.point, queued.id)).ok()?;
     queue.remove(index)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_that_has_gone_leaves_no_room_behind() {
+        let mut waiters = Waiters::default();
+        let bell = Arc::new(Bell::mine());
+        for point in 1..=10_000 {
+            waiters.add_sleeper(point, bell.clone());
+            waiters.add_callback(point, Box::new(|_| ()));
+        }
+        assert_eq!(waiters.take_due_sleepers(10_000).len(), 10_000);
+        while waiters.pop_due_callback(10_000).is_some() {}
+        assert!(waiters.is_empty());
+        waiters.shrink();
+        assert!(waiters.sleepers.capacity() <= KEPT_ROOM && waiters.callbacks.capacity() <= KEPT_ROOM);
+    }
+}

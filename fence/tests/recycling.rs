@@ -170,6 +170,29 @@ fn a_look_of_the_watchdog_that_comes_late_leaves_the_next_owner_alone() {
 }
 
 #[test]
+fn an_owner_that_leaves_while_its_hang_is_decided_on_does_no_harm_to_the_next() {
+    let _alone = alone();
+    let former: Arc<Mutex<Option<Timeline>>> = Arc::default();
+    let owners: Arc<Mutex<Vec<Timeline>>> = Arc::default();
+    let (theirs, next) = (former.clone(), owners.clone());
+    let leave = move |_: &_| {
+        drop(theirs.lock().unwrap().take());
+        *next.lock().unwrap() = new_owners("next");
+        next.lock().unwrap().iter().for_each(|owner| drop(owner.next_point().on_signal(|_| ())));
+        HangAction::FailAll(FenceError::DeviceLost)
+    };
+    let timeline = Timeline::builder("former").timeout(Duration::ZERO, leave).build();
+    let fence = timeline.next_point();
+    let look = timeline.watched().upgrade().expect("the timeline is there");
+    *former.lock().unwrap() = Some(timeline);
+    assert_eq!(look.check(Instant::now()), None);
+    assert_eq!(fence.status(), Some(abandoned("former")));
+    assert!(owners.lock().unwrap().iter().all(|owner| owner.completed() == 0));
+    let next = std::mem::take(&mut *owners.lock().unwrap());
+    drop(next);
+}
+
+#[test]
 fn hooks_go_with_their_owner_however_many_fences_are_left() {
     let _alone = alone();
     let witness = Arc::new(());

@@ -2,7 +2,7 @@
 //!
 //! In real builds the sleeper parks, which is one futex, and the one who rings makes no system call unless the sleeper
 //! sleeps. The flag tells a ring from a token that somebody else left, and a ring that comes late leaves a token that
-//! harms nobody: `park` may return without reason anyhow.
+//! harms nobody: `park` may return without reason anyhow, so all who park look at a flag of their own.
 //!
 //! Models use a mutex and a condition variable. loom 0.7.2 has `park`, but its `unpark` also wakes a thread that is
 //! blocked on a mutex, which then runs into an assertion; a ring that comes late would do that.

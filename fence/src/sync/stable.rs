@@ -40,6 +40,9 @@ impl<T> Deref for Stable<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        &self.0
+        #[cfg(not(any(loom, shuttle)))]
+        return self.0;
+        #[cfg(any(loom, shuttle))]
+        return &self.0;
     }
 }
