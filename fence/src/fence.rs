@@ -6,12 +6,12 @@
 
 use std::cell::Cell;
 use std::fmt;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use std::time::Duration;
 use std::time::Instant;
 
 use crate::error::FenceError;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use crate::error::WaitError;
 use crate::lockdep;
 use crate::place::Place;
@@ -149,7 +149,7 @@ impl Fence {
     }
 
     /// As [`wait`](Fence::wait), but gives up after `timeout`. A timeout of zero only looks.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     #[track_caller]
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), WaitError> {
         let begin = Instant::now();
@@ -157,7 +157,7 @@ impl Fence {
     }
 
     /// As [`wait`](Fence::wait), but no later than `deadline` (none: for ever); `begin` is for the report.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     #[track_caller]
     pub(crate) fn wait_until(&self, begin: Instant, deadline: Option<Instant>) -> Result<(), WaitError> {
         let Some(deadline) = deadline else { return self.wait().map_err(WaitError::Failed) };

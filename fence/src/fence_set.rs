@@ -5,12 +5,12 @@
 //! timeline replaced: whoever needs to know of each failure keeps those fences one by one.
 
 use std::cmp::Ordering as Order;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use std::time::Duration;
 use std::time::Instant;
 
 use crate::error::FenceError;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use crate::error::WaitError;
 use crate::fence::Fence;
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -111,7 +111,7 @@ impl FenceSet {
     }
 
     /// As [`wait`](FenceSet::wait), but gives up after `timeout`, which covers all of the set.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     #[track_caller]
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), WaitError> {
         let begin = Instant::now();

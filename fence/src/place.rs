@@ -235,12 +235,14 @@ impl Place {
         let hooks = state.hooks_of_first_waiter();
         let id = state.waiters.add_sleeper(point, bell.clone());
         drop(state);
-        hooks.inspect(|hooks| hooks.ring_first_waiter());
+        if let Some(hooks) = hooks {
+            hooks.ring_first_waiter();
+        }
         Some(id)
     }
 
     /// Takes a sleeper back that does not want to wait any more.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn forget_sleeper(&self, point: u64, id: u64) {
         self.state.lock_leaf().waiters.remove_sleeper(point, id);
     }
@@ -259,7 +261,9 @@ impl Place {
         let hooks = state.hooks_of_first_waiter();
         let id = state.waiters.add_callback(point, wrap(callback));
         drop(state);
-        hooks.inspect(|hooks| hooks.ring_first_waiter());
+        if let Some(hooks) = hooks {
+            hooks.ring_first_waiter();
+        }
         Ok(id)
     }
 

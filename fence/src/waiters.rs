@@ -51,7 +51,7 @@ impl Waiters {
         id
     }
 
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn remove_sleeper(&mut self, point: u64, id: u64) {
         remove(&mut self.sleepers, point, id);
     }
@@ -99,7 +99,7 @@ fn remove<T>(queue: &mut VecDeque<Queued<T>>, point: u64, id: u64) -> Option<Que
     queue.remove(index)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -138,7 +138,8 @@ fn a_place_is_not_used_again_while_callbacks_of_its_former_owner_run() {
             let theirs = called.clone();
             let hung = owner.next_point().on_signal(move |_| theirs.store(true, Ordering::Relaxed));
             assert!(hung.is_ok());
-            owner.signal(1);
+            // From another thread: in this one it would wait for the callback that is running.
+            thread::scope(|scope| drop(scope.spawn(|| owner.signal(1))));
             assert!(called.load(Ordering::Relaxed), "left to the callbacks of a former owner");
         }
     });

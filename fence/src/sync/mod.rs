@@ -50,13 +50,17 @@ pub use loom::thread_local;
 #[cfg(not(loom))]
 pub use std::thread_local;
 
-/// Declares a static that is made when it is first used; under loom each execution of a model has its own.
+/// Declares a static that is made when it is first used; each execution of a model has its own.
 macro_rules! process_wide {
     (static $name:ident: $type:ty = $init:expr) => {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         static $name: std::sync::LazyLock<$type> = std::sync::LazyLock::new(|| $init);
         #[cfg(loom)]
         loom::lazy_static! {
+            static ref $name: $type = $init;
+        }
+        #[cfg(shuttle)]
+        shuttle::lazy_static! {
             static ref $name: $type = $init;
         }
     };
