@@ -59,7 +59,7 @@ impl Tenant {
     /// Notes that the points up to `point` are complete.
     fn note_progress(&mut self, point: u64) {
         if let Some(pulse) = &mut self.pulse {
-            pulse.restart();
+            pulse.restart(point + 1);
         }
         if let Some(timestamps) = &mut self.timestamps {
             timestamps.note(point, Instant::now());
@@ -145,15 +145,20 @@ impl Place {
     }
 
     /// As [`hand_out`](Place::hand_out); if nothing was outstanding, the owner's patience begins now.
+    #[inline]
     pub(crate) fn hand_out_noting(&self) -> u64 {
-        let mut state = self.state.lock_leaf();
         let point = self.hand_out();
-        if self.completed() + 1 == point
-            && let Some(pulse) = &mut state.tenant.pulse
-        {
-            pulse.restart();
+        if self.completed() + 1 == point {
+            self.restart_pulse(point);
         }
         point
+    }
+
+    /// Notes that `oldest` has become the oldest outstanding point.
+    fn restart_pulse(&self, oldest: u64) {
+        if let Some(pulse) = &mut self.state.lock_leaf().tenant.pulse {
+            pulse.restart(oldest);
+        }
     }
 
     /// How `point` ended, if it has.
@@ -337,9 +342,22 @@ impl Stable<Place> {
         }
     }
 
-    /// As [`signal`](Stable::signal), for owners who want to know when.
+    /// As [`signal`](Stable::signal), for owners with a timeout.
+    #[inline]
     #[track_caller]
-    pub(crate) fn signal_noting(&self, point: u64) {
+    pub(crate) fn signal_timed(&self, point: u64) {
+        let Some(before) = self.advance(point) else { return };
+        if self.allocated() > point {
+            self.restart_pulse(point + 1);
+        }
+        if before & WAITED != 0 {
+            self.notify();
+        }
+    }
+
+    /// As [`signal`](Stable::signal), for owners who keep the moment: whoever sees the point complete finds it.
+    #[track_caller]
+    pub(crate) fn signal_stamped(&self, point: u64) {
         let mut state = self.state.lock_leaf();
         let Some(before) = self.advance(point) else { return };
         state.tenant.note_progress(point);

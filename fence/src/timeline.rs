@@ -10,9 +10,9 @@
 //!      └───────▶ Place (points, queues, errors; never freed) ◀── Fence, Fence, Fence: plain copies
 //! ```
 //!
-//! `place.rs` says why no wake-up is missed, `places.rs` why fences need no reference counts. What costs something beyond
-//! a read-modify-write for the point and one for its signal (a timeout, a history of timestamps) is for timelines that
-//! asked for it: they are *noting*, and take their lock for each point and each signal.
+//! `place.rs` says why no wake-up is missed, `places.rs` why fences need no reference counts. A point and its signal are one
+//! read-modify-write each. Timelines that asked for more note moments: with a timeout whenever another point becomes the
+//! oldest that is outstanding, with timestamps at each signal. That is a look at the clock under the timeline's lock.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -43,6 +43,16 @@ impl fmt::Display for TimelineId {
     }
 }
 
+/// Which moments a timeline notes.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Notes {
+    Nothing,
+    /// Since when the oldest outstanding point is that.
+    Oldest,
+    /// When points signalled; if there is a timeout, the other too.
+    Signals,
+}
+
 /// The owner's end of a timeline: hands out points and signals them.
 ///
 /// Dropping it fails whatever is outstanding with [`FenceError::Abandoned`]; no fence is ever forgotten. All methods
@@ -50,7 +60,7 @@ impl fmt::Display for TimelineId {
 pub struct Timeline {
     place: Stable<Place>, // constant
     base: u64,            // constant; the point before the first
-    is_noting: bool,      // constant
+    notes: Notes,         // constant
     owner: Arc<Owner>,    // constant
 }
 
@@ -85,7 +95,10 @@ impl Timeline {
     /// The next point. Whoever takes one must see to it that it is signalled.
     #[inline]
     pub fn next_point(&self) -> Fence {
-        let point = if self.is_noting { self.place.hand_out_noting() } else { self.place.hand_out() };
+        let point = match self.notes {
+            Notes::Nothing => self.place.hand_out(),
+            Notes::Oldest | Notes::Signals => self.place.hand_out_noting(),
+        };
         Fence::point(self.place.clone(), self.base, point)
     }
 
@@ -95,10 +108,11 @@ impl Timeline {
     #[track_caller]
     pub fn signal(&self, seqno: u64) {
         lockdep::assert_may_signal();
-        match self.known(seqno) {
-            None => {}
-            Some(point) if self.is_noting => self.place.signal_noting(point),
-            Some(point) => self.place.signal(point),
+        let Some(point) = self.known(seqno) else { return };
+        match self.notes {
+            Notes::Nothing => self.place.signal(point),
+            Notes::Oldest => self.place.signal_timed(point),
+            Notes::Signals => self.place.signal_stamped(point),
         }
     }
 
@@ -165,7 +179,7 @@ impl Drop for Timeline {
         if !self.is_idle() {
             lockdep::assert_may_signal();
         }
-        let on_hang = self.is_noting.then(|| self.owner.on_hang.lock().take());
+        let on_hang = (self.notes != Notes::Nothing).then(|| self.owner.on_hang.lock().take());
         self.place.move_out(|| FenceError::Abandoned { timeline: self.owner.name.clone() });
         drop(on_hang);
     }
@@ -248,18 +262,22 @@ impl TimelineBuilder {
     pub fn build(self) -> Timeline {
         let TimelineBuilder { name, timeout, hooks, timestamps } = self;
         let (after, hook) = timeout.unzip();
-        let is_noting = after.is_some() || timestamps.is_some();
+        let notes = match (after, timestamps) {
+            (None, None) => Notes::Nothing,
+            (Some(_), None) => Notes::Oldest,
+            (_, Some(_)) => Notes::Signals,
+        };
         let (place, base) = places::take(|base| Tenant {
             base,
             name: name.clone(),
             hooks: (!hooks.is_empty()).then(|| Arc::new(hooks)),
-            pulse: after.map(Pulse::new),
+            pulse: after.map(|timeout| Pulse::new(timeout, base)),
             timestamps: timestamps.map(Timestamps::new),
             deadlines: Deadlines::default(),
         });
         let on_hang = Mutex::new(hook.map(Arc::new));
         let owner = Arc::new(Owner { name, place: place.clone(), base, on_hang });
-        Timeline { place, base, is_noting, owner }
+        Timeline { place, base, notes, owner }
     }
 }
 
