@@ -6,7 +6,8 @@
 
 use std::cmp::Ordering as Order;
 #[cfg(not(any(loom, shuttle)))]
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use std::time::Instant;
 
 use crate::error::FenceError;
 #[cfg(not(any(loom, shuttle)))]
@@ -123,6 +124,11 @@ impl FenceSet {
             }
         }
         outcome
+    }
+
+    /// Says that somebody would like all to have signalled by `at`; see [`Fence::set_deadline`].
+    pub fn set_deadline(&self, at: Instant) {
+        self.fences.iter().for_each(|fence| fence.set_deadline(at));
     }
 
     /// Runs `callback` once, when all have signalled with or without error, in the thread that signals the last one.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// A timeline on which every point is overdue when it is looked at.
 fn impatient(decide: fn(&devpagemap_fence::Hang) -> HangAction) -> Timeline {
-    Timeline::with_timeout("impatient", Duration::ZERO, Box::new(decide))
+    Timeline::builder("impatient").timeout(Duration::ZERO, Box::new(decide)).build()
 }
 
 /// A moment after everything that has happened so far.

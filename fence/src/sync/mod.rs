@@ -26,6 +26,12 @@ use shuttle::sync as imp;
 
 use std::fmt;
 
+mod bell;
+mod stable;
+
+pub(crate) use bell::Bell;
+pub(crate) use stable::Stable;
+
 /// Atomics whose every access is explored in models.
 pub mod atomic {
     #[cfg(loom)]
@@ -57,6 +63,23 @@ pub use shuttle::thread_local;
 /// `thread_local!`: in models a value per model thread (all of which share one thread of the system).
 #[cfg(not(any(loom, shuttle)))]
 pub use std::thread_local;
+
+/// Declares a static that is made when it is first used; each execution of a model has its own.
+macro_rules! process_wide {
+    (static $name:ident: $type:ty = $init:expr) => {
+        #[cfg(not(any(loom, shuttle)))]
+        static $name: std::sync::LazyLock<$type> = std::sync::LazyLock::new(|| $init);
+        #[cfg(loom)]
+        loom::lazy_static! {
+            static ref $name: $type = $init;
+        }
+        #[cfg(shuttle)]
+        shuttle::lazy_static! {
+            static ref $name: $type = $init;
+        }
+    };
+}
+pub(crate) use process_wide;
 
 pub use std::sync::{Arc, Weak};
 
