@@ -66,7 +66,7 @@ mod stats;
 mod submit;
 
 pub use backend::DeviceMemory;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use backend::{JobMemory, SoftwareGpu, SoftwareGpuBuilder};
 pub use bo::{Buffer, BufferBuilder, EvictionPolicy, Place, Placement};
 pub use cpu::CpuMap;

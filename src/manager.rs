@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use devpagemap_fence::Watchdog;
+use devpagemap_fence::sync::thread::Builder;
 use devpagemap_fence::{
     Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, blocking_waits, in_callback, levels,
 };
@@ -50,20 +51,20 @@ struct Engines {
     /// Constant.
     driver: Arc<dyn Driver>,
     /// Its own thread; a model has no clock, and so none.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     _watchdog: Watchdog,
 }
 
 impl Engines {
     fn start(queue: MoveQueue, driver: Arc<dyn Driver>) -> Engines {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         let watchdog = Watchdog::start();
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         watchdog.watch(queue.watched());
         Engines {
             queue,
             driver,
-            #[cfg(not(loom))]
+            #[cfg(not(any(loom, shuttle)))]
             _watchdog: watchdog,
         }
     }
@@ -181,6 +182,7 @@ impl Manager {
         }
         let (set, mut held) = transaction.exec.split();
         let fence = self.queue().submit(request, &mut held);
+        #[cfg(not(loom_mutant = "moves_are_not_remembered"))]
         self.remember(&fence, &mut held);
         set.add_fence(slot, fence.clone(), Usage::Kernel);
         let after = FenceSet::from(fence.clone());
@@ -230,7 +232,9 @@ impl Manager {
         let outstanding = self.outstanding.lock(&mut Held::enter()).so_far();
         // A failed job or move is its buffers' business; here only the end counts.
         let _its_own_affair = self.wait(&outstanding);
-        self.reap_signalled();
+        if !cfg!(loom_mutant = "idle_device_keeps_its_ghosts") {
+            self.reap_signalled();
+        }
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -272,12 +276,12 @@ impl Drop for Manager {
     /// itself be one of the engines, by a thread made for it.
     fn drop(&mut self) {
         let Some(engines) = self.engines.take() else { return };
-        if !in_callback() && !engines.driver.is_engine_thread() {
+        let in_callback = in_callback() && !cfg!(loom_mutant = "teardown_waits_in_a_callback");
+        if !in_callback && !engines.driver.is_engine_thread() {
             engines.shut_down();
             return;
         }
-        let last =
-            std::thread::Builder::new().name("devpagemap-end".into()).spawn(move || engines.shut_down());
+        let last = Builder::new().name("devpagemap-end".into()).spawn(move || engines.shut_down());
         if let Err(error) = last {
             tracing::error!(%error, "no thread to finish a device's work; what is queued fails");
         }

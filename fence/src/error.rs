@@ -35,6 +35,8 @@ pub enum FenceError {
     DeviceLost,
     /// The work never ran, because what it needed had failed.
     Dependency(Box<FenceError>),
+    /// The point is so old that how it ended is no longer known; it failed, or points before and after it did.
+    Outdated,
     /// The work failed for a reason of its own.
     Failed {
         /// The reason.
@@ -76,6 +78,9 @@ impl fmt::Display for FenceError {
             FenceError::Cancelled => f.write_str("the work was cancelled before it ran"),
             FenceError::DeviceLost => f.write_str("the device is lost"),
             FenceError::Dependency(cause) => write!(f, "something it depended on failed: {cause}"),
+            FenceError::Outdated => {
+                f.write_str("the point is too old to know how it ended: it failed, or points around it did")
+            }
             FenceError::Failed { reason } => f.write_str(reason),
         }
     }

@@ -5,11 +5,12 @@
 //! timeline replaced: whoever needs to know of each failure keeps those fences one by one.
 
 use std::cmp::Ordering as Order;
-#[cfg(not(loom))]
-use std::time::{Duration, Instant};
+#[cfg(not(any(loom, shuttle)))]
+use std::time::Duration;
+use std::time::Instant;
 
 use crate::error::FenceError;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use crate::error::WaitError;
 use crate::fence::Fence;
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -110,7 +111,7 @@ impl FenceSet {
     }
 
     /// As [`wait`](FenceSet::wait), but gives up after `timeout`, which covers all of the set.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     #[track_caller]
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), WaitError> {
         let begin = Instant::now();
@@ -123,6 +124,11 @@ impl FenceSet {
             }
         }
         outcome
+    }
+
+    /// Says that somebody would like all to have signalled by `at`; see [`Fence::set_deadline`].
+    pub fn set_deadline(&self, at: Instant) {
+        self.fences.iter().for_each(|fence| fence.set_deadline(at));
     }
 
     /// Runs `callback` once, when all have signalled with or without error, in the thread that signals the last one.
@@ -166,7 +172,11 @@ struct Countdown<F> {
 impl<F> Countdown<F> {
     /// The callback, for whoever arrives last.
     fn arrive(&self) -> Option<F> {
-        if self.remaining.fetch_sub(1, Ordering::AcqRel) > 1 {
+        #[cfg(not(loom_mutant = "last_to_arrive_sees_nothing"))]
+        let order = Ordering::AcqRel;
+        #[cfg(loom_mutant = "last_to_arrive_sees_nothing")]
+        let order = Ordering::Relaxed;
+        if self.remaining.fetch_sub(1, order) > 1 {
             return None;
         }
         self.callback.lock().take()

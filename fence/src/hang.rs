@@ -1,14 +1,16 @@
 //! Hangs: what a timeline with a timeout finds out, and who decides about it.
 //!
-//! The time counts from when the oldest outstanding point became the oldest, because it was handed out or because the
-//! one before it completed. Both moments are noted under the timeline's lock together with the point, so a hang is never
-//! found too early. An idle timeline is looked at once a timeout: a point published in between cannot be overdue before
-//! the next look, so publishing needs to wake nobody.
+//! The time counts from when the oldest outstanding point became the oldest, because it was handed out while nothing was
+//! outstanding or because the one before it completed. Whoever does that notes the moment *after* the fact, under the
+//! timeline's lock, together with the point. A look that comes in between finds the moment of another point, and begins to
+//! count then. So a hang is never found too early, points handed out behind others need no lock, and neither does the
+//! signal of the last one. An idle timeline is looked at once a timeout: a point published in between cannot be overdue
+//! before the next look, so publishing needs to wake nobody.
 
 use std::time::{Duration, Instant};
 
 use crate::error::FenceError;
-use crate::sync::{Arc, Mutex};
+use crate::sync::Arc;
 
 /// What a hang hook is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,22 +50,48 @@ pub enum HangAction {
 /// Decides about a hang. Called by the watchdog's thread with no lock held; the place to reset an engine.
 pub type HangHook = Box<dyn Fn(&Hang) -> HangAction + Send + Sync>;
 
-/// A timeline's patience.
-pub(crate) struct Timeout {
-    pub after: Duration, // constant
-    /// Taken by the owner's drop, so that what the hook owns never goes away with some fence, under a lock.
-    pub hook: Mutex<Option<Arc<HangHook>>>,
+/// What a look at a timeline's patience finds.
+pub(crate) enum Patience {
+    /// The owner has left.
+    Gone,
+    /// Nothing hangs; look again then.
+    Until(Instant),
+    /// `completed + 1` hangs.
+    Over { completed: u64, allocated: u64, waited: Duration },
 }
 
-/// Since when the oldest outstanding point is the oldest, and when to look at it.
+/// Since when a point is the oldest outstanding one, and when to look at it. The timeline's lock.
 pub(crate) struct Pulse {
-    pub oldest_since: Instant,
-    pub deadline: Instant,
+    timeout: Duration, // constant
+    oldest: u64,       // the point that is meant
+    since: Instant,
+    due: Instant,
 }
 
 impl Pulse {
-    pub(crate) fn from_now(timeout: Duration) -> Pulse {
+    pub(crate) fn new(timeout: Duration, oldest: u64) -> Pulse {
         let now = Instant::now();
-        Pulse { oldest_since: now, deadline: now + timeout }
+        Pulse { timeout, oldest, since: now, due: now + timeout }
+    }
+
+    /// Notes that `oldest` is the oldest outstanding point from now on. Those who note may overtake each other.
+    pub(crate) fn restart(&mut self, oldest: u64) {
+        if oldest > self.oldest {
+            *self = Pulse::new(self.timeout, oldest);
+        }
+    }
+
+    pub(crate) fn look(&mut self, now: Instant, completed: u64, allocated: u64) -> Patience {
+        if completed >= allocated {
+            // A point published from now on cannot be overdue before that.
+            return Patience::Until(now + self.timeout);
+        }
+        self.restart(completed + 1);
+        if now < self.due {
+            return Patience::Until(self.due);
+        }
+        self.due = now + self.timeout;
+        let waited = now.saturating_duration_since(self.since);
+        Patience::Over { completed, allocated, waited }
     }
 }

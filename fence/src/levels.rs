@@ -241,7 +241,7 @@ impl<L: Level, T> Guard<'_, L, T> {
     }
 
     /// As [`wait`](Guard::wait), but no later than `deadline`; true when the deadline passed.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub fn wait_until(self, condvar: &Condvar, deadline: std::time::Instant) -> (Self, bool) {
         let Guard { guard, record, level } = self;
         let (guard, timed_out) = condvar.wait_until(guard, deadline);

@@ -48,7 +48,7 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 
-mod bell;
+mod deadline;
 mod error;
 mod exec;
 mod failures;
@@ -57,11 +57,17 @@ mod fence_set;
 mod hang;
 pub mod levels;
 pub mod lockdep;
+mod owner;
+mod place;
+mod places;
 mod reservation;
 pub mod sync;
 mod timeline;
+mod timestamps;
+mod waiters;
 mod watchdog;
 
+pub use deadline::Deadline;
 pub use error::{FenceError, LockError, SlotsExhausted, WaitError};
 pub use exec::{Exec, Interrupt, LockSet, Sealed, Slot};
 pub use fence::{Callback, Fence, blocking_waits, in_callback};
@@ -70,7 +76,8 @@ pub use hang::{Hang, HangAction, HangHook};
 pub use levels::{Below, Guard, Held, Level, Lock};
 pub use reservation::{Locked, Reservable, Reservation, Usage};
 pub use sync::claim::Keep;
-pub use timeline::{Timeline, TimelineId};
-#[cfg(not(loom))]
+pub use timeline::{Timeline, TimelineBuilder, TimelineId};
+pub use timestamps::SignalTime;
+#[cfg(not(any(loom, shuttle)))]
 pub use watchdog::Watchdog;
 pub use watchdog::Watched;

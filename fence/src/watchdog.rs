@@ -14,10 +14,10 @@ pub trait Watched: Send + Sync {
     fn check(&self, now: Instant) -> Option<Instant>;
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use thread::Watchdog;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod thread {
     use super::Watched;
     use crate::sync::{Arc, Condvar, Mutex, Weak};

@@ -1,5 +1,5 @@
 //! Many threads with an Exec each: recursion, crossing orders, rings, stress.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{Exec, Held, Interrupt, LockError, Reservable, Reservation, Slot};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,5 @@
 //! One thread with an Exec: locking, duplicates, slots, several rounds.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::levels::Region;
 use devpagemap_fence::{Exec, Held, Lock, LockError, Reservable, Reservation, Slot, Timeline, Usage};

@@ -1,5 +1,5 @@
 //! What the types cannot see is seen at run time: only debug builds look.
-#![cfg(all(debug_assertions, not(loom)))]
+#![cfg(all(debug_assertions, not(any(loom, shuttle))))]
 
 use devpagemap_fence::levels::{Device, MoveQueue, Region, Registry};
 use devpagemap_fence::lockdep::{assert_may_signal, assert_may_wait, held_count};

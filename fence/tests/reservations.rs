@@ -1,5 +1,5 @@
 //! Reservations: fences by usage, and the lock of a single buffer.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{Fence, Held, Reservation, Timeline, Usage};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ fn a_writer_waits_for_readers_and_a_reader_for_writers_only() {
     }
     let names = |write| -> Vec<String> {
         let fences = reservation.fences(Usage::waits_for(write));
-        fences.iter().map(|fence| fence.timeline_name().to_owned()).collect()
+        fences.iter().map(|fence| fence.timeline_name().to_string()).collect()
     };
     assert_eq!(names(true), ["Kernel", "Write", "Read"]);
     assert_eq!(names(false), ["Kernel", "Write"]);

@@ -1,5 +1,5 @@
 //! Points on timelines: signalling, waiting, callbacks, errors.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{Fence, FenceError, Timeline, WaitError};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -245,7 +245,6 @@ fn an_owner_that_goes_away_fails_what_is_outstanding_and_forgets_nobody() {
     assert_eq!(waiter.join().unwrap(), Err(abandoned.clone()));
     assert_eq!(done.status(), Some(Ok(())));
     assert_eq!(*log.lock().unwrap(), [((), Err(abandoned))]);
-    assert_eq!(called.timeline_name(), "ring");
 }
 
 #[test]
@@ -257,6 +256,7 @@ fn thousands_of_different_failures_stay_bounded_and_never_look_better_than_they_
     }
     timeline.signal(6000);
     assert!(fences.iter().step_by(2).all(|fence| matches!(fence.status(), Some(Err(_)))));
+    assert_eq!(fences[0].status(), Some(Err(FenceError::Outdated)), "it failed, and why is forgotten");
     let recent = &fences[5000..];
     for (index, fence) in recent.iter().enumerate() {
         let expected = match index % 2 {

@@ -1,5 +1,5 @@
 //! The watchdog and the timeouts of timelines.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{FenceError, Hang, HangAction, HangHook, Timeline, Watchdog, Watched};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +19,7 @@ fn watched(timeline: &Timeline) -> Arc<dyn Watched> {
 #[test]
 fn a_point_that_hangs_fails_and_its_waiter_wakes() {
     let watchdog = Watchdog::start();
-    let timeline = Timeline::with_timeout("stuck", SHORT, fail_with_its_own_error());
+    let timeline = Timeline::builder("stuck").timeout(SHORT, fail_with_its_own_error()).build();
     watchdog.watch(timeline.watched());
     let fence = timeline.next_point();
     match fence.wait() {
@@ -34,7 +34,7 @@ fn a_point_that_hangs_fails_and_its_waiter_wakes() {
 #[test]
 fn a_point_published_long_after_the_last_check_is_noticed_too() {
     let watchdog = Watchdog::start();
-    let timeline = Timeline::with_timeout("stuck", SHORT, fail_with_its_own_error());
+    let timeline = Timeline::builder("stuck").timeout(SHORT, fail_with_its_own_error()).build();
     watchdog.watch(timeline.watched());
     for _ in 0..3 {
         std::thread::sleep(SHORT * 2);
@@ -45,7 +45,7 @@ fn a_point_published_long_after_the_last_check_is_noticed_too() {
 #[test]
 fn time_counts_from_when_a_point_became_the_oldest() {
     let hour = Duration::from_secs(3600);
-    let timeline = Timeline::with_timeout("slow", hour, fail_with_its_own_error());
+    let timeline = Timeline::builder("slow").timeout(hour, fail_with_its_own_error()).build();
     let watched = watched(&timeline);
     let before = Instant::now();
     let (first, second) = (timeline.next_point(), timeline.next_point());
@@ -72,7 +72,7 @@ fn the_hook_may_give_more_time_and_is_told_how_long_it_took_in_all() {
             _ => HangAction::Fail(FenceError::Cancelled),
         }
     });
-    let timeline = Timeline::with_timeout("slow", hour, hook);
+    let timeline = Timeline::builder("slow").timeout(hour, hook).build();
     let fence = timeline.next_point();
     let watched = watched(&timeline);
     let first_due = watched.check(Instant::now()).unwrap();
@@ -89,7 +89,7 @@ fn the_hook_may_give_more_time_and_is_told_how_long_it_took_in_all() {
 fn a_point_that_makes_progress_is_left_alone() {
     let hook: HangHook = Box::new(|hang| panic!("{hang:?} does not hang"));
     let hour = Duration::from_secs(3600);
-    let timeline = Timeline::with_timeout("busy", hour, hook);
+    let timeline = Timeline::builder("busy").timeout(hour, hook).build();
     let watched = watched(&timeline);
     let _outstanding: Vec<_> = (0..10).map(|_| timeline.next_point()).collect();
     for seqno in 1..=10 {
@@ -109,7 +109,7 @@ fn failing_all_spares_the_points_that_come_after_the_hang() {
             me.upgrade().expect("the timeline is there").next_point();
             HangAction::FailAll(FenceError::DeviceLost)
         });
-        Timeline::with_timeout("dead", hour, hook)
+        Timeline::builder("dead").timeout(hour, hook).build()
     });
     let fences = [timeline.next_point(), timeline.next_point()];
     watched(&timeline).check(Instant::now() + hour * 2);
@@ -120,7 +120,7 @@ fn failing_all_spares_the_points_that_come_after_the_hang() {
 #[test]
 fn failing_one_leaves_the_next_its_own_timeout() {
     let hour = Duration::from_secs(3600);
-    let timeline = Timeline::with_timeout("slow", hour, fail_with_its_own_error());
+    let timeline = Timeline::builder("slow").timeout(hour, fail_with_its_own_error()).build();
     let fences = [timeline.next_point(), timeline.next_point()];
     let due = watched(&timeline).check(Instant::now() + hour * 2);
     assert!(fences[0].is_signaled() && !fences[1].is_signaled());
@@ -130,7 +130,7 @@ fn failing_one_leaves_the_next_its_own_timeout() {
 #[test]
 fn a_hook_that_panics_still_lets_the_fences_signal() {
     let watchdog = Watchdog::start();
-    let timeline = Timeline::with_timeout("stuck", SHORT, Box::new(|_| panic!("broken hook")));
+    let timeline = Timeline::builder("stuck").timeout(SHORT, |_| panic!("broken hook")).build();
     watchdog.watch(timeline.watched());
     let fence = timeline.next_point();
     assert_eq!(fence.wait(), Err(FenceError::failed("the hang hook panicked")));
@@ -163,7 +163,8 @@ fn what_has_no_deadline_is_looked_at_only_when_poked() {
 #[test]
 fn the_watchdog_lets_go_of_what_is_gone_and_ends_at_once() {
     let watchdog = Watchdog::start();
-    let timeline = Timeline::with_timeout("ring", Duration::from_secs(3600), fail_with_its_own_error());
+    let timeline =
+        Timeline::builder("ring").timeout(Duration::from_secs(3600), fail_with_its_own_error()).build();
     let weak = timeline.watched();
     watchdog.watch(weak.clone());
     drop(timeline);
@@ -184,7 +185,7 @@ fn a_check_that_panics_does_not_end_the_watch() {
     let watchdog = Watchdog::start();
     let broken: Arc<dyn Watched> = Arc::new(Broken);
     watchdog.watch(Arc::downgrade(&broken));
-    let timeline = Timeline::with_timeout("stuck", SHORT, fail_with_its_own_error());
+    let timeline = Timeline::builder("stuck").timeout(SHORT, fail_with_its_own_error()).build();
     watchdog.watch(timeline.watched());
     assert!(matches!(timeline.next_point().wait(), Err(FenceError::TimedOut { .. })));
 }

@@ -3,7 +3,7 @@
 #![cfg(loom)]
 
 use devpagemap_fence::{FenceError, Held, Timeline};
-use devpagemap_loom_tests::explore;
+use devpagemap_loom_tests::{Watched, explore};
 use devpagemap_migrate::{
     Addr, Chunk, Completion, CopyEngine, EngineError, Extent, MoveQueue, MoveRequest, Reset, Space,
 };
@@ -122,5 +122,82 @@ fn the_error_of_a_move_is_not_hidden_by_the_success_of_the_next() {
         let failed = fences[0].status().expect("both answers are in");
         assert!(matches!(failed, Err(FenceError::EngineFailed { .. })), "{failed:?}");
         assert_eq!(fences[1].status(), Some(Ok(())));
+    });
+}
+
+/// Two threads, exhaustive: the queue is dropped while the fence signals that a move waits for.
+#[test]
+fn a_move_that_is_abandoned_while_it_is_released_ends_once() {
+    explore(None, || {
+        let queue = MoveQueue::builder().engine(Arc::new(Inline)).lanes(1).build();
+        let job = Timeline::new("job");
+        let fence = queue.submit(clear_one_page().after(job.next_point()), &mut Held::enter());
+        // A model does not see reference counts: with the queue's inside kept, the callback always finds it.
+        let inside = queue.watched().upgrade().expect("the queue is alive");
+        let signaller = thread::spawn(move || job.signal(1));
+        drop(queue);
+        let outcome = fence.status().expect("a queue that is gone owes nothing");
+        assert!(matches!(outcome, Ok(()) | Err(FenceError::Abandoned { .. })), "{outcome:?}");
+        signaller.join().unwrap();
+        assert_eq!(fence.status(), Some(outcome), "a fence does not change its mind");
+        drop(inside);
+    });
+}
+
+/// Two threads, exhaustive: an engine dies of one chunk while it answers another.
+#[test]
+fn an_engine_that_dies_loses_none_of_its_chunks() {
+    explore(None, || {
+        let engine = Arc::new(Keeping::default());
+        let queue = MoveQueue::builder().engine(engine.clone()).fallback(Arc::new(Inline)).lanes(1).build();
+        let fences = [(); 2].map(|()| queue.submit(clear_one_page(), &mut Held::enter()));
+        let (first, second) = (engine.take(), engine.take());
+        let dying = thread::spawn(move || first.complete(Err(EngineError::Dead)));
+        second.complete(Ok(()));
+        dying.join().unwrap();
+        assert_eq!(fences.map(|fence| fence.status()), [Some(Ok(())), Some(Ok(()))]);
+        assert_eq!(queue.stats().chunks, 2, "each was done once, one of them by the fallback");
+    });
+}
+
+/// Two threads, exhaustive: somebody polls the queue instead of waiting for a fence.
+#[test]
+fn who_sees_an_idle_queue_sees_what_it_has_copied() {
+    explore(None, || {
+        let engine = Arc::new(Keeping::default());
+        let queue = MoveQueue::builder().engine(engine.clone()).lanes(1).build();
+        let fence = queue.submit(clear_one_page(), &mut Held::enter());
+        let copied = Arc::new(Watched::default());
+        let (theirs, done) = (copied.clone(), engine.take());
+        let copying = thread::spawn(move || {
+            theirs.write();
+            done.complete(Ok(()));
+        });
+        while !queue.is_idle() {
+            thread::yield_now();
+        }
+        assert!(copied.is_written());
+        copying.join().unwrap();
+        assert_eq!(fence.status(), Some(Ok(())));
+    });
+}
+
+/// Three threads, at most three preemptions: two drain the queue while its last chunk ends.
+#[test]
+fn two_who_drain_a_queue_both_hear_of_its_end() {
+    explore(Some(3), || {
+        let engine = Arc::new(Keeping::default());
+        let queue = Arc::new(MoveQueue::builder().engine(engine.clone()).lanes(1).build());
+        let fence = queue.submit(clear_one_page(), &mut Held::enter());
+        let done = engine.take();
+        let copying = thread::spawn(move || done.complete(Ok(())));
+        let other = {
+            let queue = queue.clone();
+            thread::spawn(move || queue.drain())
+        };
+        queue.drain();
+        assert_eq!(fence.status(), Some(Ok(())));
+        copying.join().unwrap();
+        other.join().unwrap();
     });
 }

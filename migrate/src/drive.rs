@@ -117,7 +117,13 @@ impl Inner {
             }
         }
         drop(driving);
+        #[cfg(not(any(
+            loom_mutant = "nobody_hears_that_driving_ends",
+            loom_mutant = "one_hears_that_driving_ends"
+        )))]
         self.changed.notify_all();
+        #[cfg(loom_mutant = "one_hears_that_driving_ends")]
+        self.changed.notify_one();
         if let Some(panic) = panicked {
             resume_unwind(panic);
         }
@@ -140,9 +146,14 @@ impl Inner {
             if is_so(&state) {
                 return;
             }
-            #[cfg(loom)]
+            #[cfg(loom_mutant = "drainer_does_not_look_again")]
+            let state = {
+                drop(state);
+                self.state.lock(held)
+            };
+            #[cfg(any(loom, shuttle))]
             drop(state.wait(&self.changed));
-            #[cfg(not(loom))]
+            #[cfg(not(any(loom, shuttle)))]
             {
                 let deadline = state.first_deadline(self.chunk_timeout);
                 let deadline = deadline.unwrap_or_else(|| Instant::now() + self.chunk_timeout);
@@ -160,7 +171,10 @@ impl Inner {
         let Publication { lane, upto, failed, count, spans } = publication;
         let timeline = &self.timelines[lane];
         // Counted first: who was woken by the fence may ask at once whether the queue is idle.
+        #[cfg(not(loom_mutant = "idle_publishes_nothing"))]
         self.unpublished.fetch_sub(count, Ordering::Release);
+        #[cfg(loom_mutant = "idle_publishes_nothing")]
+        self.unpublished.fetch_sub(count, Ordering::Relaxed);
         if let Some(seqno) = upto {
             timeline.signal(seqno);
         }
@@ -205,6 +219,7 @@ impl Inner {
             drop(driving);
             self.state.lock(held).was_reset(hung, outcome, &self.ledger);
         }
+        #[cfg(not(loom_mutant = "reset_moves_nothing_on"))]
         self.drive(held);
     }
 }

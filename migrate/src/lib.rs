@@ -25,7 +25,7 @@ mod queue;
 mod request;
 mod schedule;
 mod slots;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod software;
 mod state;
 mod transfer;
@@ -38,5 +38,5 @@ pub use memory::{HeapMemory, MemoryMap};
 pub use piece::{Cursor, Operation, Piece, Route};
 pub use queue::{MoveQueue, MoveQueueBuilder};
 pub use request::{MoveRequest, Urgency};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use software::{Fault, SoftwareEngine};

@@ -153,6 +153,8 @@ impl EngineSlot {
         let condemned = self.has_a_future() && (worn_out || *error == EngineError::Dead);
         if condemned {
             self.health = Health::Quarantined(error.clone());
+            #[cfg(loom_mutant = "quarantine_forgets_the_chunks")]
+            self.in_flight.clear();
         }
         condemned
     }

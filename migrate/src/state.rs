@@ -217,6 +217,7 @@ impl State {
     /// The fences a move waited for have signalled. Returns them, to be dropped without the lock.
     pub(crate) fn release(&mut self, id: MoveId, ledger: &Ledger) -> Option<(FenceSet, FenceSet)> {
         let record = self.moves.get_mut(&id)?;
+        #[cfg(not(loom_mutant = "abandoned_moves_are_released"))]
         if !matches!(record.phase, Phase::Blocked { .. }) {
             return None;
         }

@@ -38,7 +38,7 @@ impl Arena {
     }
 
     /// Memory behind a memfd.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn shared(name: &str, len_bytes: u64) -> Result<Arena> {
         use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
         let len = usize_of(len_bytes)?;

@@ -1,16 +1,16 @@
 //! What a device's memory really is: mappings of this process, and the software GPU that works on them.
 
 mod arena;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod software;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use jobs::JobMemory;
 pub use memory::DeviceMemory;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;

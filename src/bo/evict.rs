@@ -94,7 +94,13 @@ impl Transaction<'_, '_, '_> {
                     self.unlock_bystanders(&victims);
                     return Ok(victims);
                 }
-                Step::WaitFor(other) => drop(self.exec.lock(other)?),
+                #[cfg(loom_mutant = "walk_goes_on_where_it_stood")]
+                Step::WaitFor(other) => {
+                    let slot = self.exec.lock(other.0.clone())?;
+                    return Ok(vec![Victim { slot, useful_bytes: other.0.footprint_bytes }]);
+                }
+                #[cfg(not(loom_mutant = "walk_goes_on_where_it_stood"))]
+                Step::WaitFor(other) => drop(self.exec.lock(other.0.clone())?),
                 Step::TryAgain => yield_now(),
                 Step::GiveUp(error) => return Err(error),
             }
@@ -131,11 +137,10 @@ impl Transaction<'_, '_, '_> {
         let (set, mut held) = self.exec.split();
         set.reserve_fences(slot, 2)?;
         let len_bytes = set.object(slot).footprint_bytes;
-        let system = &self.manager.system;
-        let mut state = system.state.lock(&mut held);
-        let taken = system.take(&mut state, len_bytes)?;
-        state.system_used_bytes += len_bytes;
-        Ok(Home { slot, taken })
+        self.manager.system.take(len_bytes, &mut held, |state, taken| {
+            state.system_used_bytes += len_bytes;
+            Home { slot, taken }
+        })
     }
 
     fn give_up_homes(&mut self, homes: Vec<Home>) {
@@ -200,6 +205,11 @@ impl Transaction<'_, '_, '_> {
             for (old, fence) in &left {
                 ghosts.extend(manager.vram.retire(&mut state, old, FenceSet::from(fence.clone())));
             }
+            #[cfg(loom_mutant = "hand_over_in_two_holds")]
+            let mut state = {
+                drop(state);
+                manager.vram.state.lock(&mut held)
+            };
             let more = match &claim.window {
                 None => {
                     manager.vram.take_up_to(&mut state, place, buffer.footprint_bytes - taken.len_bytes())

@@ -54,9 +54,13 @@ impl Transaction<'_, '_, '_> {
                 pinned_bytes,
                 held_bytes: walk.held_bytes,
             };
-            let in_transit = if in_transit { Claimed::Unnamed } else { Claimed::Nobody };
+            let in_transit = if in_transit && !cfg!(loom_mutant = "gtt_in_transit_is_exhaustion") {
+                Claimed::Unnamed
+            } else {
+                Claimed::Nobody
+            };
             match when_short(walk, in_transit, exhausted) {
-                Step::WaitFor(other) => drop(self.exec.lock(other)?),
+                Step::WaitFor(other) => drop(self.exec.lock(other.0.clone())?),
                 Step::GiveUp(error) => return Err(error),
                 Step::TryAgain | Step::Evict(_) => yield_now(),
             }

@@ -30,7 +30,7 @@ pub(crate) struct BufferObject {
     /// How often it was evicted. Statistics.
     pub(crate) evictions: AtomicU64,
     /// See [`WeakBuffer`](super::WeakBuffer).
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub(crate) watched: Arc<devpagemap_fence::sync::atomic::AtomicUsize>,
     /// The buffer's lock, its state and its fences.
     pub(crate) reservation: Reservation<BoState>,
@@ -91,7 +91,10 @@ impl std::fmt::Debug for BufferObject {
 
 impl Drop for BufferObject {
     fn drop(&mut self) {
+        #[cfg(not(loom_mutant = "dead_bytes_lose_their_fences"))]
         let fences = self.reservation.fences(Usage::Bookkeep);
+        #[cfg(loom_mutant = "dead_bytes_lose_their_fences")]
+        let fences = FenceSet::new();
         if let Some(resource) = self.reservation.get_mut().resource.take() {
             self.manager.retire(resource, fences);
         }
@@ -116,7 +119,7 @@ impl Drop for BufferObject {
 #[derive(Clone, Debug)]
 pub struct Buffer(pub(crate) Arc<BufferObject>);
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.0.watched.fetch_add(1, devpagemap_fence::sync::atomic::Ordering::AcqRel);
@@ -249,7 +252,7 @@ impl BufferBuilder {
             priority: self.priority,
             placement,
             evictions: AtomicU64::new(0),
-            #[cfg(loom)]
+            #[cfg(any(loom, shuttle))]
             watched: Arc::default(),
             reservation: Reservation::new(BoState::default()),
         })))

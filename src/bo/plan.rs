@@ -9,7 +9,7 @@ use devpagemap_fence::LockSet;
 use super::validate::Transaction;
 use super::victims::{Victim, Walk, lock_victim, member_ids, spare_unneeded, walk};
 use super::window::{Segment, cheapest_window};
-use super::{BufferObject, EvictionPolicy, Place, WeakBuffer};
+use super::{Buffer, BufferObject, EvictionPolicy, Place, WeakBuffer};
 use crate::error::Error;
 use crate::region::{Node, RegionKind, Taken, VramState, bytes_within, intersect};
 
@@ -24,7 +24,7 @@ pub(super) struct Claim {
 /// What to do after a look at the region.
 pub(super) enum Step {
     Evict(Vec<Victim>),
-    WaitFor(Arc<BufferObject>),
+    WaitFor(Buffer),
     TryAgain,
     GiveUp(Error),
 }
@@ -45,11 +45,14 @@ impl Transaction<'_, '_, '_> {
             let mut state = vram.state.lock(&mut held);
             let more = vram.take_up_to(&mut state, place, wanted_bytes - claim.taken.len_bytes());
             claim.taken.merge(more);
+            #[cfg(not(loom_mutant = "escrow_is_not_noted"))]
             state.claims.insert(buffer.id(), WeakBuffer::of(buffer));
             let missing_bytes = wanted_bytes - claim.taken.len_bytes();
             let useful = |node: &Node| bytes_within(&node.spans, &range);
             let walk = walk(set, &self.members, &state.lru, missing_bytes, useful);
             let claimed = other_claims(&state, buffer.id());
+            #[cfg(loom_mutant = "walk_ends_under_the_region_lock")]
+            let walk = Walk { contended: Vec::new(), dying: true, ..walk };
             (walk, missing_bytes, claimed, state.lru.pinned_bytes())
         };
         if walk.useful_bytes < missing_bytes {
@@ -111,7 +114,7 @@ pub(super) enum Claimed {
     Nobody,
     /// Somebody in the middle of a step that waits for nothing.
     Unnamed,
-    By(Arc<BufferObject>),
+    By(Buffer),
 }
 
 /// Why a walk came short decides what to do: wait for who holds the bytes, look again, or say that there are none.
@@ -153,11 +156,11 @@ fn lock_owners(
             walk.dying = true;
             return Err(*id);
         };
-        let Some(slot) = lock_victim(set, &owner) else {
+        let Some(slot) = lock_victim(set, &owner.0) else {
             walk.contended.push(owner);
             return Err(*id);
         };
-        victims.push(Victim { slot, useful_bytes: owner.footprint_bytes });
+        victims.push(Victim { slot, useful_bytes: owner.0.footprint_bytes });
     }
     Ok(victims)
 }

@@ -5,7 +5,7 @@ use devpagemap_fence::{FenceSet, Held, LockSet, Slot, levels};
 
 use super::BufferObject;
 use crate::manager::Manager;
-use crate::region::{GhostId, Lru, Pin, RegionKind, Resource, SystemRegion, SystemState, Unreaped};
+use crate::region::{GhostId, Lru, Pin, RegionKind, Resource, SystemState, Unreaped};
 
 impl Manager {
     /// Takes a resource out of its region; its bytes are free once `fences` have signalled. For destructors and fence
@@ -37,7 +37,7 @@ impl Manager {
         held: &mut Held<'_, levels::Tickets>,
     ) {
         if fences.is_signaled() {
-            self.free_system(spans, held);
+            self.system.free(&spans, held);
             return;
         }
         let ghost = self.system.state.lock(held).heap.give_back(spans, fences);
@@ -53,7 +53,10 @@ impl Manager {
                     manager.reap(region, id);
                 }
             };
-            if let Err(signalled_meanwhile) = fences.on_signaled(reap) {
+            let hung = fences.on_signaled(reap);
+            #[cfg(loom_mutant = "ghost_that_is_late_is_forgotten")]
+            let hung = hung.or(Ok::<_, fn()>(()));
+            if let Err(signalled_meanwhile) = hung {
                 signalled_meanwhile();
             }
         }
@@ -65,25 +68,16 @@ impl Manager {
             RegionKind::Vram => {
                 let mut state = self.vram.state.lock(&mut held);
                 if let Some(spans) = state.heap.reap(ghost) {
+                    #[cfg(loom_mutant = "bytes_are_nobodys_while_they_are_reaped")]
+                    let mut state = {
+                        drop(state);
+                        self.vram.state.lock(&mut held)
+                    };
                     state.heap.free(&spans);
                 }
             }
-            RegionKind::Gtt | RegionKind::System => {
-                let spans = self.system.state.lock(&mut held).heap.reap(ghost);
-                if let Some(spans) = spans {
-                    self.free_system(spans, &mut held);
-                }
-            }
+            RegionKind::Gtt | RegionKind::System => self.system.reap(ghost, &mut held),
         }
-    }
-
-    /// Pages beyond the warm limit go back to the operating system first, while nobody else can be given them.
-    fn free_system(&self, spans: Vec<Span>, held: &mut Held<'_, levels::Tickets>) {
-        let cold = SystemRegion::to_cool(&mut self.system.state.lock(held), &spans);
-        for span in cold {
-            self.system.arena.discard(span.start_bytes, span.len_bytes);
-        }
-        self.system.state.lock(held).heap.free(&spans);
     }
 
     /// Counts a locked buffer's pages as the other kind of system memory. The pages stay, and so do the fences.

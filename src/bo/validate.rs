@@ -216,12 +216,11 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
             return Ok(Found::SamePages(region));
         }
         let (_, mut held) = self.exec.split();
-        let system = &self.manager.system;
-        let mut state = system.state.lock(&mut held);
-        let taken = system.take(&mut state, buffer.footprint_bytes)?;
-        let node = state.enter(region, buffer);
-        let after = taken.after();
-        Ok(Found::Memory(Resource::new(region, taken.spans, node), after))
+        self.manager.system.take(buffer.footprint_bytes, &mut held, |state, taken| {
+            let node = state.enter(region, buffer);
+            let after = taken.after();
+            Found::Memory(Resource::new(region, taken.spans, node), after)
+        })
     }
 
     /// The point of no return is behind; nothing below fails.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use devpagemap_fence::{LockSet, Slot};
 
-use super::BufferObject;
+use super::{Buffer, BufferObject};
 use crate::region::{Lru, Node};
 
 /// A locked buffer whose eviction would help.
@@ -24,7 +24,7 @@ pub(crate) struct Walk {
     /// The sum over `victims`.
     pub(crate) useful_bytes: u64,
     /// Buffers that would help but are locked by somebody else.
-    pub(crate) contended: Vec<Arc<BufferObject>>,
+    pub(crate) contended: Vec<Buffer>,
     /// Useful bytes of the walker's own members, which must stay.
     pub(crate) held_bytes: u64,
     /// A destructor is on its way to give useful bytes back.
@@ -57,7 +57,7 @@ pub(crate) fn walk(
             walk.dying = true;
             continue;
         };
-        match lock_victim(set, &buffer) {
+        match lock_victim(set, &buffer.0) {
             Some(slot) => {
                 walk.victims.push(Victim { slot, useful_bytes });
                 walk.useful_bytes += useful_bytes;

@@ -71,7 +71,7 @@ impl Buffer {
                 let mut held = Held::enter();
                 let mut state: Locked<'_, BoState> = self.0.reservation.lock(&mut held);
                 let outstanding = state.fences(usage);
-                if outstanding.is_signaled() {
+                if outstanding.is_signaled() || cfg!(loom_mutant = "cpu_does_not_wait_for_moves") {
                     state.check_not_lost()?;
                     return body(&mut state);
                 }

@@ -33,7 +33,14 @@ impl Buffer {
         let mut offset = offset_bytes;
         for chunk in into.chunks_mut(BOUNCE_BYTES) {
             let bounce = self.take_bounce(chunk.len() as u64)?;
-            let fence = self.queue_bounce(offset, &bounce, Direction::FromBuffer)?;
+            let fence = match self.queue_bounce(offset, &bounce, Direction::FromBuffer) {
+                Ok(fence) => fence,
+                Err(error) => {
+                    let former_users = bounce.after.clone();
+                    self.give_back_bounce(bounce, former_users);
+                    return Err(error);
+                }
+            };
             let copied = self.0.manager.wait(&FenceSet::from(fence));
             if copied.is_ok() {
                 let seen = read_extents(&self.0.manager.cpu, &bounce.extents, chunk);
@@ -73,7 +80,7 @@ impl Buffer {
             why: "overflow when rounded up to whole pages",
         })?;
         let system = &self.0.manager.system;
-        let taken = system.take(&mut system.state.lock(&mut Held::enter()), footprint_bytes)?;
+        let taken = system.take(footprint_bytes, &mut Held::enter(), |_, taken| taken)?;
         let whole = Resource::new(RegionKind::System, taken.spans.clone(), None).extents;
         let after = taken.after();
         Ok(Bounce { spans: taken.spans, extents: whole.slice(0, len_bytes), after })

@@ -9,25 +9,35 @@
 //! | `tally.rs` | counting `test result:` lines |
 //! | `report.rs` | tables and the last line |
 //! | `main_job.rs` | the command's main job from its built binary, and what its JSON must say |
-//! | `loom.rs`, `models.rs` | loom models and the mutants that they must catch; their list |
+//! | `explore.rs` | models, and the mutants that they must catch, under loom and under shuttle |
+//! | `tool.rs` | those two, and how the code is built for them |
+//! | `models.rs`, `model_table.rs` | the lists of models and mutants, and the tables in the documentation |
+//! | `verdict.rs` | what the end of an exploration says |
 
 mod cargo;
-mod loom;
+mod explore;
 mod main_job;
+mod model_table;
 mod models;
 mod process;
 mod report;
 mod setup;
 mod steps;
 mod tally;
+mod tool;
+mod verdict;
 
+use explore::Wanted;
 use std::process::ExitCode;
+use tool::{LOOM, SHUTTLE, Tool};
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
   test [--quick]   every check of the project; --quick: format, lints and the short tests only
   loom [FILTER]    the loom models and their mutants; FILTER is a part of a model's or a mutant's name
+  shuttle [FILTER] the storms of many threads and their mutants
+                   --write-table instead of FILTER: all, and their figures into docs/lock-order.md
   ci               what .ci/run runs: test, in full";
 
 fn main() -> ExitCode {
@@ -36,21 +46,28 @@ fn main() -> ExitCode {
     match arguments[..] {
         ["test" | "ci"] => steps::run(steps::Extent::Full),
         ["test", "--quick"] => steps::run(steps::Extent::Quick),
-        ["loom"] => loom_alone(""),
-        ["loom", filter] if !filter.starts_with('-') => loom_alone(filter),
+        ["loom", ref rest @ ..] if rest.len() <= 1 => explore_alone("loom", &LOOM, rest.first()),
+        ["shuttle", ref rest @ ..] if rest.len() <= 1 => explore_alone("shuttle", &SHUTTLE, rest.first()),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             ExitCode::SUCCESS
         }
-        _ => {
-            eprintln!("{USAGE}");
-            ExitCode::from(2)
-        }
+        _ => misused(),
     }
 }
 
-fn loom_alone(filter: &str) -> ExitCode {
+fn misused() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
+}
+
+fn explore_alone(name: &'static str, tool: &Tool, argument: Option<&&str>) -> ExitCode {
+    let wanted = match argument.copied() {
+        Some("--write-table") => Wanted::AllForTheTable,
+        Some(option) if option.starts_with('-') => return misused(),
+        filter => Wanted::Matching(filter.unwrap_or_default()),
+    };
     setup::need_a_c_compiler();
-    let step = report::Step::timed("loom", || loom::run(filter));
+    let step = report::Step::timed(name, || explore::run(tool, &wanted));
     report::finish(&[step])
 }

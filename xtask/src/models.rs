@@ -1,7 +1,7 @@
-//! The list of loom models and mutants, and whether it is complete.
+//! The lists of models and mutants.
 //!
-//! `loom-tests/models.txt` has one line a pair: `test file | test name | mutant | threads | bound`. Whoever adds a model
-//! or a mutant and forgets the list is told so: every test of the loom-tests crate must be on it, and every
+//! `loom-tests/models.txt` and `storms.txt` have one line a pair: `test file | test name | mutant | threads | bound`. Whoever
+//! adds a model or a mutant and forgets the list is told so: every test of the loom-tests crate must be on one, and every
 //! `loom_mutant = "..."` in the sources.
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use std::path::Path;
 /// A model and a mutant that it must catch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
-    /// The file in `loom-tests/tests`, without its extension.
+    /// The file in `loom-tests/tests` or `loom-tests/shuttle`, without its extension.
     pub file: String,
     /// The test in it.
     pub test: String,
@@ -20,14 +20,14 @@ pub struct Pair {
     pub bound: String,
 }
 
-/// Reads the list.
+/// Reads the list that is called `list`.
 ///
 /// # Errors
 /// The line that is not a pair.
-pub fn parse(text: &str) -> Result<Vec<Pair>, String> {
+pub fn parse(list: &str, text: &str) -> Result<Vec<Pair>, String> {
     let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    lines.map(|(number, line)| pair(line).ok_or_else(|| not_a_pair(number, line))).collect()
+    lines.map(|(number, line)| pair(line).ok_or_else(|| not_a_pair(list, number, line))).collect()
 }
 
 fn pair(line: &str) -> Option<Pair> {
@@ -40,8 +40,8 @@ fn pair(line: &str) -> Option<Pair> {
     Some(Pair { file: file.into(), test: test.into(), mutant, bound: format!("{threads} threads, {bound}") })
 }
 
-fn not_a_pair(number: usize, line: &str) -> String {
-    format!("models.txt:{number}: not `test file | test name | mutant | threads | bound`: {line}")
+fn not_a_pair(list: &str, number: usize, line: &str) -> String {
+    format!("{list}:{number}: not `test file | test name | mutant | threads | bound`: {line}")
 }
 
 fn is_name(text: &str) -> bool {
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn comments_and_models_without_a_mutant_are_read() {
         let text = "# a comment\n\nfile | test | some_mutant | 2 | exhaustive\nfile | other | - | 3 | 2 preemptions\n";
-        let pairs = parse(text).unwrap();
+        let pairs = parse("models.txt", text).unwrap();
         assert_eq!(pairs[0].mutant.as_deref(), Some("some_mutant"));
         assert_eq!(pairs[0].bound, "2 threads, exhaustive");
         assert_eq!((pairs.len(), &pairs[1].mutant), (2, &None));
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn a_line_that_is_no_pair_is_named() {
         for wrong in ["file | test | mutant | 2", "file | | m | 2 | x", "file | test | not a name | 2 | x"] {
-            let error = parse(&format!("# first\n{wrong}")).unwrap_err();
+            let error = parse("models.txt", &format!("# first\n{wrong}")).unwrap_err();
             assert!(error.starts_with("models.txt:2:"), "{error}");
         }
     }

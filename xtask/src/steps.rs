@@ -1,9 +1,11 @@
 //! The steps of `cargo xtask test`.
 
 use crate::cargo::cargo;
+use crate::explore::{self, Wanted};
 use crate::report::{Outcome, Step, finish};
 use crate::tally::Tally;
-use crate::{loom, main_job, process, setup};
+use crate::tool::{LOOM, SHUTTLE, Tool};
+use crate::{main_job, process, setup};
 use std::process::{Command, ExitCode};
 
 /// How much is checked.
@@ -33,8 +35,10 @@ pub fn run(extent: Extent) -> ExitCode {
         steps.push(Step::timed("rustdoc", rustdoc));
         steps.push(Step::timed("examples", examples));
         steps.push(Step::timed("main job", main_job::run));
-        steps.push(Step::timed("clippy for loom", clippy_for_loom));
-        steps.push(Step::timed("loom", || loom::run("")));
+        steps.push(Step::timed("clippy for loom", || clippy_for(&LOOM)));
+        steps.push(Step::timed("clippy for shuttle", || clippy_for(&SHUTTLE)));
+        steps.push(Step::timed("loom", || explore::run(&LOOM, &Wanted::Matching(""))));
+        steps.push(Step::timed("shuttle", || explore::run(&SHUTTLE, &Wanted::Matching(""))));
     }
     finish(&steps)
 }
@@ -61,15 +65,15 @@ fn clippy() -> Outcome {
     }
 }
 
-fn clippy_for_loom() -> Outcome {
+fn clippy_for(tool: &Tool) -> Outcome {
     if let Err(reason) = setup::has_component("clippy", "clippy") {
         return Outcome::skipped(reason);
     }
     // The models, and with them every crate of the workspace that they explore.
     let mut command =
         cargo(&["clippy", "--package", "devpagemap-loom-tests", "--all-targets", "--target-dir"]);
-    command.arg(loom::loom_target_dir());
-    command.args(["--", "-D", "warnings"]).env("RUSTFLAGS", loom::rustflags());
+    command.arg(tool.target_dir());
+    command.args(["--", "-D", "warnings"]).env("RUSTFLAGS", tool.rustflags());
     outcome_of(&mut command)
 }
 

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use crate::bell::Bell;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Bell, Mutex};
 
 #[derive(Default)]
 struct State {

@@ -4,7 +4,7 @@
 //! [`lock`](Exec::lock) says [`Contended`](LockError::Contended), the body passes that on, and `run` lets go of
 //! everything, sleeps until it has the contended object (holding nothing, it may), and calls the body again. As the ticket
 //! keeps its age, it is at some point the oldest there is, and then it does not lose any more. The rule behind it is in
-//! `reservation/waiters.rs`.
+//! `reservation/queue.rs`.
 //!
 //! What is held is a [`LockSet`]. Eviction locks victims too, but under a region's lock, where waiting is forbidden. For that a
 //! set can be split from its Exec and [tried](LockSet::try_lock). When nothing more is to be locked, an Exec is

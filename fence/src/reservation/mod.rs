@@ -11,15 +11,15 @@
 //!
 //! **The lock** is a word. Nobody waiting, taking it is one compare-and-swap, and giving it back one store, a barrier (one
 //! for all that a set lets go of) and a look at `waiting`. The payload stays where it is; who has the word has the
-//! payload ([`claim`](crate::sync)). Waiting, wait-die and fairness are in `waiters.rs`.
+//! payload ([`claim`](crate::sync)). Waiting, wait-die and fairness are in `queue.rs`.
 //!
 //! **Fences** are kept with a [`Usage`]. The holder adds them to a list that everybody may read without any lock
 //! (`fence_list.rs`); signalled ones and those that a later one implies are dropped when the list is full, so a
 //! reservation stays as small as what is at work, however long its history is.
 
 mod fence_list;
+mod queue;
 mod usage;
-mod waiters;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -34,9 +34,9 @@ use crate::sync::barrier::full_fence;
 use crate::sync::claim::{Claim, ClaimCell, Claimed, Keep, Unclaimed, Word};
 use crate::sync::published::Published;
 use fence_list::{Book, FenceList};
+pub(crate) use queue::Bidder;
+use queue::Waiters;
 pub use usage::Usage;
-pub(crate) use waiters::Bidder;
-use waiters::Waiters;
 
 /// Something that has a reservation, and so can be locked by an [`Exec`](crate::Exec).
 pub trait Reservable: Send + Sync + 'static {

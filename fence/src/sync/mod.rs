@@ -1,53 +1,89 @@
-//! The shim: one set of names over `parking_lot` and `std`, or over `loom` when the code is being model checked.
+//! The shim: one set of names over `parking_lot` and `std`, or over `loom` or `shuttle` when the code is modelled.
 //!
 //! Every lock, condition variable, atomic and thread of this workspace that takes part in a protocol comes from
-//! here, so that the models in `loom-tests` explore the code that ships and not a copy of it.
+//! here, so that the models in `loom-tests` explore the code that ships and not a copy of it. `--cfg loom` is for every
+//! interleaving of two or three threads, `--cfg shuttle` for random ones of a dozen. What holds for both is written
+//! `cfg(any(loom, shuttle))`.
 //!
 //! What is not here, and why:
 //!
 //! * `Mutex::try_lock`: loom 0.7.2 reports a false deadlock when a tried mutex is contended. What must be tried
 //!   ([`Reservation`](crate::Reservation)) is a state machine whose mutex is held for instants.
-//! * timed waits under loom: a model has no time. `Condvar::wait_until` and whatever is built on it is compiled
+//! * timed waits in models: a model has no time. `Condvar::wait_until` and whatever is built on it is compiled
 //!   out, so a model cannot use it by mistake.
 //! * `Arc`: always the one of `std`, since loom's has neither `Weak` nor unsizing. Reference counts are therefore
 //!   opaque to the models.
+//! * weak memory under shuttle: it runs every atomic access as if it were `SeqCst`. Orderings are loom's business.
 //!
 //! The `unsafe` of this crate is in this room: `claim.rs` (a value and the word that says whose it is) and `barrier.rs`.
 
 #[cfg(loom)]
 use loom::sync as imp;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use parking_lot as imp;
+#[cfg(shuttle)]
+use shuttle::sync as imp;
 
 use std::fmt;
 
 pub(crate) mod barrier;
+mod bell;
 pub(crate) mod claim;
 pub(crate) mod published;
+mod stable;
 pub(crate) mod stamp;
 
-/// Atomics whose every access is explored under loom.
+pub(crate) use bell::Bell;
+pub(crate) use stable::Stable;
+
+/// Atomics whose every access is explored in models.
 pub mod atomic {
     #[cfg(loom)]
     pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
-    #[cfg(not(loom))]
+    #[cfg(shuttle)]
+    pub use shuttle::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    #[cfg(not(any(loom, shuttle)))]
     pub use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
-/// Threads: real ones, or loom's coroutines.
+/// Threads: real ones, or a model's coroutines.
 pub mod thread {
     #[cfg(loom)]
-    pub use loom::thread::{JoinHandle, spawn, yield_now};
-    #[cfg(not(loom))]
-    pub use std::thread::{JoinHandle, spawn, yield_now};
+    pub use loom::thread::{Builder, JoinHandle, spawn, yield_now};
+    #[cfg(shuttle)]
+    pub use shuttle::thread::{Builder, JoinHandle, spawn, yield_now};
+    #[cfg(not(any(loom, shuttle)))]
+    pub use std::thread::{Builder, JoinHandle, spawn, yield_now};
 }
 
-/// `thread_local!`: under loom a value per model thread (all of which share one thread of the system).
+/// `thread_local!`: in models a value per model thread (all of which share one thread of the system).
 #[cfg(loom)]
 pub use loom::thread_local;
-/// `thread_local!`: under loom a value per model thread (all of which share one thread of the system).
-#[cfg(not(loom))]
+/// `thread_local!`: in models a value per model thread (all of which share one thread of the system).
+#[cfg(shuttle)]
+pub use shuttle::thread_local;
+/// `thread_local!`: in models a value per model thread (all of which share one thread of the system).
+#[cfg(not(any(loom, shuttle)))]
 pub use std::thread_local;
+
+/// Declares a static that is made when it is first used; each execution of a model has its own.
+macro_rules! process_wide {
+    (static $name:ident: $type:ty = $init:expr) => {
+        #[cfg(not(any(loom, shuttle)))]
+        static $name: std::sync::LazyLock<$type> = std::sync::LazyLock::new(|| $init);
+        #[cfg(loom)]
+        loom::lazy_static! {
+            static ref $name: $type = $init;
+        }
+        #[cfg(shuttle)]
+        shuttle::lazy_static! {
+            static ref $name: $type = $init;
+        }
+    };
+}
+pub(crate) use process_wide;
 
 pub use std::sync::{Arc, Weak};
 
@@ -67,25 +103,25 @@ impl<T> Mutex<T> {
     #[inline]
     #[track_caller]
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         return self.0.lock();
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         return self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     }
 
     /// The value; no locking, as nobody else can have it.
     pub fn get_mut(&mut self) -> &mut T {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         return self.0.get_mut();
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         return self.0.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
     }
 
     /// The value, the mutex being gone.
     pub fn into_inner(self) -> T {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         return self.0.into_inner();
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         return self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     }
 }
@@ -114,18 +150,18 @@ impl Condvar {
     /// Gives the mutex back, sleeps until notified, takes the mutex again. May return without a notification.
     #[track_caller]
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         {
             let mut guard = guard;
             self.0.wait(&mut guard);
             guard
         }
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         return self.0.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
     }
 
     /// As [`wait`](Condvar::wait), but no later than `deadline`; true when the deadline passed.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub fn wait_until<'a, T>(
         &self,
         mut guard: MutexGuard<'a, T>,

@@ -41,18 +41,15 @@ fn fresh_block() -> u64 {
 }
 
 /// A stamp that nobody has had in this execution.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(crate) fn fresh_stamp() -> u64 {
+    #[cfg(loom)]
     loom::lazy_static! {
         static ref NEXT: AtomicU64 = AtomicU64::new(1);
     }
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-/// A stamp that nobody has had.
-#[cfg(shuttle)]
-pub(crate) fn fresh_stamp() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(1);
+    #[cfg(shuttle)]
+    shuttle::lazy_static! {
+        static ref NEXT: AtomicU64 = AtomicU64::new(1);
+    }
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

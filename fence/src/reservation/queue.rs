@@ -33,15 +33,14 @@
 use std::collections::VecDeque;
 
 use super::Reservation;
-use crate::bell::Bell;
 use crate::error::LockError;
 use crate::exec::Interrupt;
 use crate::levels::{Guard, Timeline};
-use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sync::barrier::full_fence;
 use crate::sync::claim::{Claimed, Release, Unclaimed, Word};
 use crate::sync::stamp::fresh_stamp;
+use crate::sync::{Arc, Bell};
 
 /// How often to look before queueing; about five microseconds.
 const SPINS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 250 };
@@ -118,7 +117,7 @@ enum Look {
 
 impl<T> Reservation<T> {
     fn enqueue(&self, bidder: &Bidder<'_>) -> Arc<Bell> {
-        let bell = Bell::new();
+        let bell = Arc::new(Bell::mine());
         let mut waiters = self.waiters.lock_leaf();
         let Bidder { stamp, holds, .. } = *bidder;
         let index = waiters.queue.partition_point(|waiter| waiter.stamp < stamp);
@@ -181,7 +180,7 @@ impl<T> Reservation<T> {
         let bell = self.enqueue(bidder);
         let _listening = bidder.interrupt.map(|interrupt| interrupt.listen(&bell));
         if cfg!(loom_mutant = "waiter_does_not_look_after_queueing") {
-            bell.wait();
+            bell.hear();
         }
         let mut was_rung = false;
         loop {
@@ -192,7 +191,7 @@ impl<T> Reservation<T> {
                         return Ok(claimed);
                     }
                 }
-                Look::Later => bell.wait(),
+                Look::Later => bell.hear(),
                 Look::Never(error) => return Err(error),
             }
             was_rung = true;

@@ -1,0 +1,189 @@
+//! A GPU for models: real bytes, no thread of its own. What it does, when, and in which thread is the model's to say.
+
+use std::sync::{Arc, OnceLock};
+
+use devpagemap::migrate::{Chunk, Completion, CpuEngine, EngineError, HeapMemory, Reset, Space};
+use devpagemap::{
+    Addr, Buffer, CopyEngine, Device, DeviceMemory, Driver, Fence, MemoryLayout, MemoryMap, Place, Size,
+    Timeline,
+};
+use devpagemap_fence::sync::{Condvar, Mutex};
+
+/// The granularity of everything here.
+pub const PAGE: u64 = 4096;
+
+/// A driver whose jobs are fences that the model signals, and whose engine is one of two kinds.
+pub struct ModelGpu {
+    /// Set when the device is built, then constant.
+    vram: OnceLock<Arc<HeapMemory>>,
+    /// What its jobs signal.
+    pub jobs: Arc<Timeline>,
+    /// `None`: copies are done at once, in the thread that hands a chunk over.
+    crank: Option<Arc<Crank>>,
+}
+
+impl Drop for ModelGpu {
+    /// The device is gone and has drained its queue: whoever turns the crank may go.
+    fn drop(&mut self) {
+        if let Some(crank) = &self.crank {
+            crank.stop();
+        }
+    }
+}
+
+impl Driver for ModelGpu {
+    fn map_vram(&self, layout: &MemoryLayout) -> devpagemap::Result<Option<Arc<dyn MemoryMap>>> {
+        let vram = HeapMemory::new(layout.vram_bytes as usize, 1);
+        assert!(self.vram.set(vram.clone()).is_ok(), "a model's GPU is built into one device");
+        Ok(Some(vram))
+    }
+
+    fn copy_engines(&self, memory: &DeviceMemory) -> devpagemap::Result<Vec<Arc<dyn CopyEngine>>> {
+        let cpu = CpuEngine::new("inline", Arc::new(memory.clone()));
+        Ok(vec![match &self.crank {
+            None => cpu,
+            Some(crank) => Arc::new(Cranked { crank: crank.clone(), cpu }),
+        }])
+    }
+}
+
+/// A device with so many pages of VRAM that copies at once.
+pub fn device(pages: u64) -> Device<ModelGpu> {
+    build(pages, None)
+}
+
+/// A device with so many pages of VRAM that copies when, and where, its crank is turned.
+pub fn cranked_device(pages: u64) -> (Device<ModelGpu>, Arc<Crank>) {
+    let crank = Arc::new(Crank::default());
+    (build(pages, Some(crank.clone())), crank)
+}
+
+/// As [`cranked_device`], with so many pages of system memory.
+pub fn tight_device(vram_pages: u64, system_pages: u64) -> (Device<ModelGpu>, Arc<Crank>) {
+    let crank = Arc::new(Crank::default());
+    let builder = Device::builder(ModelGpu::new(Some(crank.clone()))).vram(Size::bytes(vram_pages * PAGE));
+    let device = builder.system(Size::bytes(system_pages * PAGE)).build();
+    (device.expect("a small device"), crank)
+}
+
+/// A device with a page of VRAM and so many pages of GTT, that copies at once.
+pub fn gtt_device(gtt_pages: u64) -> Device<ModelGpu> {
+    let builder = Device::builder(ModelGpu::new(None)).vram(Size::bytes(PAGE));
+    let builder = builder.gtt(Size::bytes(gtt_pages * PAGE)).system(Size::bytes(64 * PAGE));
+    builder.build().expect("a small device")
+}
+
+fn build(pages: u64, crank: Option<Arc<Crank>>) -> Device<ModelGpu> {
+    let builder = Device::builder(ModelGpu::new(crank)).vram(Size::bytes(pages * PAGE));
+    builder.system(Size::bytes(64 * PAGE)).build().expect("a small device")
+}
+
+impl ModelGpu {
+    /// Its memory.
+    pub fn vram(&self) -> &Arc<HeapMemory> {
+        self.vram.get().expect("a model's GPU is built into a device at once")
+    }
+
+    fn new(crank: Option<Arc<Crank>>) -> ModelGpu {
+        ModelGpu { vram: OnceLock::new(), jobs: Arc::new(Timeline::new("jobs")), crank }
+    }
+}
+
+/// A buffer of one page, for VRAM.
+pub fn buffer(device: &Device<ModelGpu>) -> Buffer {
+    device.buffer(Size::bytes(PAGE)).prefer(Place::VRAM).create().expect("one page fits")
+}
+
+/// Submits work that writes `buffer`; the model says when it is done.
+pub fn start_job(device: &Device<ModelGpu>, buffer: &Buffer) -> Fence {
+    let fence = device.submit().writes(buffer).run(|gpu, _| Ok(gpu.jobs.next_point()));
+    fence.expect("there is a page for it")
+}
+
+/// What a job does to a page of VRAM.
+pub fn write_page(device: &Device<ModelGpu>, page: u64, value: u8) {
+    device.driver().vram().write(Addr::new(Space::Vram, page * PAGE), &[value; PAGE as usize]);
+}
+
+/// The first byte of a buffer, wherever it is.
+pub fn first_byte(buffer: &Buffer) -> u8 {
+    let mut byte = [0];
+    buffer.read_at(0, &mut byte).expect("the buffer is whole");
+    byte[0]
+}
+
+/// The chunks that a device's engine has taken and not done.
+#[derive(Default)]
+pub struct Crank {
+    /// The crank's lock.
+    taken: Mutex<Taken>,
+    /// Notified for each chunk, and at the end.
+    turned: Condvar,
+}
+
+#[derive(Default)]
+struct Taken {
+    chunks: Vec<(Chunk, Completion, Arc<CpuEngine>)>,
+    over: bool,
+}
+
+impl Crank {
+    /// Waits for a chunk and does it, in the calling thread; false when it is over and there is none. The newest goes first:
+    /// engines owe no order, and who relies on one is found out.
+    pub fn turn(&self) -> bool {
+        let mut taken = self.taken.lock();
+        loop {
+            if let Some((chunk, done, cpu)) = taken.chunks.pop() {
+                drop(taken);
+                cpu.submit(chunk, done).expect("the CPU refuses nothing");
+                return true;
+            }
+            if taken.over {
+                return false;
+            }
+            taken = self.turned.wait(taken);
+        }
+    }
+
+    /// Lets whoever turns it go, once nothing is left to do.
+    pub fn stop(&self) {
+        self.taken.lock().over = true;
+        self.turned.notify_all();
+    }
+}
+
+/// An engine that keeps its chunks until the crank is turned.
+struct Cranked {
+    crank: Arc<Crank>,
+    cpu: Arc<CpuEngine>,
+}
+
+impl CopyEngine for Cranked {
+    fn name(&self) -> &str {
+        "cranked"
+    }
+
+    fn submit(&self, chunk: Chunk, done: Completion) -> Result<(), EngineError> {
+        self.crank.taken.lock().chunks.push((chunk, done, self.cpu.clone()));
+        self.crank.turned.notify_one();
+        Ok(())
+    }
+
+    fn reset(&self) -> Reset {
+        self.crank.taken.lock().chunks.clear();
+        Reset::Recovered
+    }
+}
+
+/// What must be true of a device on which nothing goes on: every counter adds up, and nothing is pending.
+///
+/// # Panics
+/// When something does not.
+pub fn check_at_rest(device: &Device<ModelGpu>, vram_pages: u64, system_pages: u64) {
+    let stats = device.stats();
+    assert_eq!(stats.vram_used_bytes, vram_pages * PAGE, "VRAM in use");
+    assert_eq!(stats.system_used_bytes, system_pages * PAGE, "system memory in use");
+    assert_eq!((stats.vram_pending_bytes, stats.vram_ghosts), (0, 0), "ghosts in VRAM");
+    assert_eq!(stats.system_pending_bytes, 0, "ghosts in system memory");
+    assert_eq!(stats.vram_pinned_bytes, 0, "pins");
+}
