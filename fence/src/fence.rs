@@ -51,7 +51,7 @@ impl Drop for InsideCallback {
     }
 }
 
-fn count_blocking_wait() {
+pub(crate) fn count_blocking_wait() {
     WAITS.with(|waits| waits.set(waits.get() + 1));
 }
 
