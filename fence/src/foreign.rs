@@ -65,8 +65,8 @@ const POKE: u64 = 0;
 
 /// A descriptor that waits to be ready. Its timeline has one point.
 struct Import {
+    timeline: Timeline, // constant; dropped first, so that the point ends before the descriptor is closed
     fd: OwnedFd,        // constant
-    timeline: Timeline, // constant
     since: Instant,     // constant
     deadline: Instant,  // constant
 }
@@ -132,7 +132,7 @@ impl FdWatcher {
             let name = timeline.name().into();
             return Err(ImportRefused { fd, cause: DescriptorError::NeverTimesOut { name, timeout } });
         };
-        self.shared.admit(Import { fd, timeline, since, deadline })
+        self.shared.admit(Import { timeline, fd, since, deadline })
     }
 
     /// Takes a descriptor back that has not become ready; its fence fails with [`FenceError::Cancelled`]. Nothing if
