@@ -45,6 +45,7 @@ use crate::fence::Fence;
 use crate::fence_set::FenceSet;
 use crate::lockdep;
 use crate::timeline::Timeline;
+use crate::timestamps::SignalTime;
 
 /// A set of fences and one fence that signals once all of them have.
 #[derive(Clone, Debug)]
@@ -75,6 +76,13 @@ impl AllOf {
         &self.fence
     }
 
+    /// When the last member signalled, as far as the members' timelines keep a
+    /// [history](crate::TimelineBuilder::timestamps).
+    pub fn signal_time(&self) -> SignalTime {
+        let times = self.members.iter().map(Fence::signal_time);
+        times.reduce(later).unwrap_or(SignalTime::Unrecorded)
+    }
+
     /// The fences it was made of.
     pub fn members(&self) -> &FenceSet {
         &self.members
@@ -85,6 +93,19 @@ impl From<AllOf> for FenceSet {
     /// The members: a container never becomes part of another.
     fn from(all: AllOf) -> FenceSet {
         all.members
+    }
+}
+
+/// When two were complete. One that is outstanding says more than one that is unknown, and the later of two moments more
+/// than the earlier.
+fn later(left: SignalTime, right: SignalTime) -> SignalTime {
+    use SignalTime::{At, NoLaterThan, Outstanding, Unrecorded};
+    match (left, right) {
+        (Outstanding, _) | (_, Outstanding) => Outstanding,
+        (Unrecorded, _) | (_, Unrecorded) => Unrecorded,
+        (At(a) | NoLaterThan(a), At(b)) if a <= b => At(b),
+        (At(a), At(b) | NoLaterThan(b)) if b <= a => At(a),
+        (At(a) | NoLaterThan(a), At(b) | NoLaterThan(b)) => NoLaterThan(a.max(b)),
     }
 }
 
