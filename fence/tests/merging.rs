@@ -37,12 +37,6 @@ fn the_members_of_a_container_can_be_listed() {
 }
 
 #[test]
-fn the_points_of_a_chain_are_its_latest() {
-    let (_timelines, [a]) = rings::<1>();
-    assert_eq!(points(&set(&[&a[0], &a[1]])), expected(&[&a[1]]));
-}
-
-#[test]
 fn containers_within_a_chain_of_containers_come_out_flat() {
     let (_timelines, [a, b, c]) = rings::<3>();
     let (first, second) = (AllOf::new(set(&[&a[0], &b[0]])), AllOf::new(set(&[&b[1], &c[0]])));
@@ -97,16 +91,6 @@ fn a_large_merge_is_the_latest_of_each_as_well() {
     let latest: Vec<&Fence> = fences.iter().enumerate().map(|(index, pair)| &pair[index % 2]).collect();
     assert_eq!(points(&merge([early.clone(), odd_and_late.clone()])), expected(&latest));
     assert_eq!(points(&merge([odd_and_late, early])), expected(&latest));
-}
-
-#[test]
-fn what_has_signalled_can_be_left_out() {
-    let (timelines, [a, b, c]) = rings::<3>();
-    let mut merged = set(&[&a[0], &b[1], &c[0]]);
-    timelines[0].signal(1);
-    timelines[1].signal(1);
-    merged.prune();
-    assert_eq!(points(&merged), expected(&[&b[1], &c[0]]));
 }
 
 #[test]
