@@ -42,6 +42,7 @@ use crate::error::DescriptorError;
 use crate::fence::Fence;
 use crate::fence_set::FenceSet;
 use crate::hung::Hung;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 
 const WHAT: &str = "an event for a fence";
@@ -82,7 +83,7 @@ impl Writer {
 pub struct FenceEvent {
     fd: Arc<OwnedFd>,    // constant
     writer: Arc<Writer>, // emptied by drop, unless the descriptor was detached
-    hung: Option<Hung>,  // constant; what can be taken back
+    hung: Option<Hung>,  // constant; none if one had signalled already
     detached: bool,      // the owner's
 }
 
@@ -98,16 +99,33 @@ impl FenceEvent {
     /// Readable once the first of `fences` is.
     fn first_of(fences: &[Fence]) -> Result<FenceEvent, DescriptorError> {
         let mut event = FenceEvent::new()?;
-        event.hung = Hung::on_each(fences, || event.writer_of_callback());
+        event.hung = Hung::on_each(fences, || {
+            let writer = event.writer.clone();
+            move || writer.write()
+        });
         if event.hung.is_none() {
             event.writer.write();
         }
         Ok(event)
     }
 
-    fn writer_of_callback(&self) -> impl FnOnce() + Send + use<> + 'static {
-        let writer = self.writer.clone();
-        move || writer.write()
+    /// Readable once all of `set` are.
+    fn last_of(set: &FenceSet) -> Result<FenceEvent, DescriptorError> {
+        let mut event = FenceEvent::new()?;
+        // One more than there are fences, so that it cannot end before all were looked at.
+        let remaining = Arc::new(AtomicUsize::new(set.len() + 1));
+        let arrives = || {
+            let (remaining, writer) = (remaining.clone(), event.writer.clone());
+            move || {
+                if remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    writer.write();
+                }
+            }
+        };
+        let hung = Hung::on_all(set, arrives);
+        arrives()();
+        event.hung = Some(hung);
+        Ok(event)
     }
 
     /// A descriptor of one's own, to be handed to code that will close it. It becomes readable like this event, which
@@ -163,11 +181,7 @@ impl FenceSet {
     /// # Errors
     /// As [`Fence::event`].
     pub fn event(&self) -> Result<FenceEvent, DescriptorError> {
-        let event = FenceEvent::new()?;
-        if let Err(write) = self.on_signaled(event.writer_of_callback()) {
-            write();
-        }
-        Ok(event)
+        FenceEvent::last_of(self)
     }
 }
 

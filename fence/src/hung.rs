@@ -1,6 +1,8 @@
 //! Callbacks on several fences that are taken back together.
 
 use crate::fence::{Callback, Fence};
+#[cfg(not(loom))]
+use crate::fence_set::FenceSet;
 
 /// Callbacks on several fences. Dropping it takes back those that have not run.
 pub(crate) struct Hung(Vec<Callback>);
@@ -20,6 +22,20 @@ impl Hung {
             }
         }
         Some(hung)
+    }
+
+    /// Hangs a callback on each of `fences` that is outstanding, and calls it here for each that is not.
+    #[cfg(not(loom))]
+    pub(crate) fn on_all<F: FnOnce() + Send + 'static>(fences: &FenceSet, callback: impl Fn() -> F) -> Hung {
+        let mut hung = Hung(Vec::with_capacity(fences.len()));
+        for fence in fences {
+            let callback = callback();
+            match fence.on_signal(move |_| callback()) {
+                Ok(callback) => hung.0.push(callback),
+                Err(callback) => callback(Ok(())),
+            }
+        }
+        hung
     }
 
     /// Lets the callbacks run when their time comes.

@@ -119,6 +119,32 @@ fn the_event_of_a_set_waits_for_the_last_and_that_of_any_for_the_first() {
 }
 
 #[test]
+fn an_event_of_a_set_counts_those_that_have_signalled_already() {
+    let timelines = [Timeline::new("a"), Timeline::new("b"), Timeline::new("c")];
+    let set: FenceSet = timelines.iter().map(Timeline::next_point).collect();
+    timelines[1].signal(1);
+    let event = set.event().unwrap();
+    timelines[2].signal(1);
+    assert!(!is_readable(&event));
+    timelines[0].signal(1);
+    assert!(is_readable(&event));
+    assert!(is_readable(&set.event().unwrap()));
+}
+
+#[test]
+fn the_event_of_a_set_whose_members_signal_meanwhile_becomes_readable() {
+    for _ in 0..1000 {
+        let timelines: [Timeline; 3] = std::array::from_fn(|_| Timeline::new("ring"));
+        let set: FenceSet = timelines.iter().map(Timeline::next_point).collect();
+        let signaller = thread::spawn(move || timelines.iter().for_each(|timeline| timeline.signal(1)));
+        let event = set.event().unwrap();
+        wait_until_readable(&event);
+        assert!(set.is_signaled());
+        signaller.join().unwrap();
+    }
+}
+
+#[test]
 fn a_detached_descriptor_becomes_readable_and_is_its_owners_to_close() {
     let timeline = Timeline::new("ring");
     let (kept, closed) = (timeline.next_point().event().unwrap(), timeline.next_point().event().unwrap());

@@ -5,7 +5,8 @@ use devpagemap_fence::{AnyOf, DescriptorError, FdWatcher, FenceSet, Timeline};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 static ALONE: Mutex<()> = Mutex::new(());
@@ -49,14 +50,19 @@ fn is_exhausted<T>(result: &Result<T, DescriptorError>) -> bool {
 #[test]
 fn no_event_is_made_and_nothing_hangs_on_the_fences() {
     let mut exhausted = Exhausted::begin();
-    let timeline = Timeline::new("ring");
+    let hung = Arc::new(AtomicU32::new(0));
+    let theirs = hung.clone();
+    let count = move || drop(theirs.fetch_add(1, Ordering::Relaxed));
+    let timeline = Timeline::builder("ring").on_first_waiter(count).build();
     let fence = timeline.next_point();
     let (set, any) = (FenceSet::from(fence.clone()), AnyOf::new([fence.clone()]).unwrap());
     for refused in [fence.event(), set.event(), any.event()] {
         assert!(is_exhausted(&refused), "{refused:?}");
     }
+    assert_eq!(hung.load(Ordering::Relaxed), 0);
     exhausted.relent();
     let event = fence.event().unwrap();
+    assert_eq!(hung.load(Ordering::Relaxed), 1);
     let (event, error) = event.detach().unwrap_err();
     assert!(is_exhausted(&Err::<(), _>(error)));
     timeline.signal(1);
