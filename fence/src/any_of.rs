@@ -36,7 +36,7 @@
 //! ```
 
 use std::fmt;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use std::time::{Duration, Instant};
 
 use crate::error::FenceError;
@@ -112,7 +112,7 @@ impl AnyOf {
     }
 
     /// As [`wait`](AnyOf::wait), but gives up after `timeout`: then nothing. A timeout of zero only looks.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     #[track_caller]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<First> {
         let Some(deadline) = Instant::now().checked_add(timeout) else { return Some(self.wait()) };

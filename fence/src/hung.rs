@@ -1,7 +1,7 @@
 //! Callbacks on several fences that are taken back together.
 
 use crate::fence::{Callback, Fence};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use crate::fence_set::FenceSet;
 
 /// Callbacks on several fences. Dropping it takes back those that have not run.
@@ -25,7 +25,7 @@ impl Hung {
     }
 
     /// Hangs a callback on each of `fences` that is outstanding, and calls it here for each that is not.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn on_all<F: FnOnce() + Send + 'static>(fences: &FenceSet, callback: impl Fn() -> F) -> Hung {
         let mut hung = Hung(Vec::with_capacity(fences.len()));
         for fence in fences {
@@ -39,7 +39,7 @@ impl Hung {
     }
 
     /// Lets the callbacks run when their time comes.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn leave(mut self) {
         self.0.clear();
     }

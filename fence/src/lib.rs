@@ -57,13 +57,13 @@ mod any_of;
 mod deadline;
 mod draining;
 mod error;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod event;
 mod exec;
 mod failures;
 mod fence;
 mod fence_set;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod foreign;
 mod future;
 mod hang;
@@ -84,12 +84,12 @@ pub use all_of::AllOf;
 pub use any_of::{AnyOf, First};
 pub use deadline::Deadline;
 pub use error::{Contended, DescriptorError, FenceError, SlotsExhausted, WaitError};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use event::FenceEvent;
 pub use exec::{Exec, LockSet, Slot};
 pub use fence::{Callback, Fence, blocking_waits, in_callback};
 pub use fence_set::FenceSet;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use foreign::{FdWatcher, ImportRefused};
 pub use future::{AnyOfFuture, FenceFuture, FenceSetFuture};
 pub use hang::{Hang, HangAction, HangHook};

@@ -1,5 +1,5 @@
 //! Chains: the points of one timeline, looked up by number and signalled in any order, and dependencies across many.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};
 use proptest::prelude::*;

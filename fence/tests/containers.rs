@@ -1,5 +1,5 @@
 //! One fence for all of a set, and the first of several.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{AllOf, AnyOf, Fence, FenceError, FenceSet, Timeline, blocking_waits};
 use std::sync::Arc;

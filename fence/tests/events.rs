@@ -1,5 +1,5 @@
 //! Fences in an event loop: descriptors that become readable.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{AnyOf, Fence, FenceError, FenceEvent, FenceSet, Timeline};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};

@@ -1,5 +1,5 @@
 //! Descriptors from outside as fences.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{AllOf, DescriptorError, FdWatcher, Fence, FenceError, FenceSet, Timeline};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};

@@ -1,5 +1,5 @@
 //! Waiting for fences as a task, under a small executor of our own.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{AnyOf, Fence, FenceError, FenceFuture, FenceSet, Timeline};
 use std::future::{Future, IntoFuture, poll_fn};

@@ -1,5 +1,5 @@
 //! Merging fences: what containers of containers come down to, which is a flat set.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use devpagemap_fence::{AllOf, Fence, FenceError, FenceSet, SignalTime, Timeline, TimelineId};
 
