@@ -15,8 +15,8 @@
 //!
 //! **Dropping** a future empties the slot and takes the callback back: nothing stays behind on the timeline, and a
 //! signal that comes afterwards wakes nobody. (A signaller that had the waker in its hand already may still call it;
-//! wakers allow for that.) Wakers are called and dropped with no lock held, since either may run the task, which may
-//! drop the future.
+//! wakers allow for that.) Wakers are cloned, called and dropped with no lock held: they are other people's code, and may
+//! run the task, which may drop the future.
 //!
 //! ```
 //! use std::future::{Future, IntoFuture};
@@ -52,13 +52,11 @@ struct WakerSlot(Mutex<Option<Waker>>);
 impl WakerSlot {
     /// Puts `waker` in place of the one that is there, unless both wake the same task.
     fn store(&self, waker: &Waker) {
-        let mut slot = self.0.lock();
-        if slot.as_ref().is_some_and(|stored| stored.will_wake(waker)) {
+        if self.0.lock().as_ref().is_some_and(|stored| stored.will_wake(waker)) {
             return;
         }
-        let replaced = slot.replace(waker.clone());
-        drop(slot);
-        drop(replaced);
+        let mut stored = Some(waker.clone());
+        std::mem::swap(&mut *self.0.lock(), &mut stored);
     }
 
     fn take(&self) -> Option<Waker> {
