@@ -2,7 +2,9 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why a point on a timeline signalled without its work having been done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,13 @@ pub enum FenceError {
     Cancelled,
     /// The device is gone.
     DeviceLost,
+    /// A descriptor from outside ended without ever having become readable.
+    DescriptorFailed {
+        /// Name of the timeline it was imported as.
+        timeline: Arc<str>,
+        /// What its poll reported.
+        cause: Arc<str>,
+    },
     /// The work never ran, because what it needed had failed.
     Dependency(Box<FenceError>),
     /// The point is so old that how it ended is no longer known; it failed, or points before and after it did.
@@ -77,6 +86,9 @@ impl fmt::Display for FenceError {
             FenceError::EngineFailed { engine, reason } => write!(f, "engine {engine:?} failed: {reason}"),
             FenceError::Cancelled => f.write_str("the work was cancelled before it ran"),
             FenceError::DeviceLost => f.write_str("the device is lost"),
+            FenceError::DescriptorFailed { timeline, cause } => {
+                write!(f, "the descriptor {timeline:?} will not become readable: {cause}")
+            }
             FenceError::Dependency(cause) => write!(f, "something it depended on failed: {cause}"),
             FenceError::Outdated => {
                 f.write_str("the point is too old to know how it ended: it failed, or points around it did")
@@ -180,3 +192,61 @@ impl fmt::Display for LockError {
 }
 
 impl Error for LockError {}
+
+/// A descriptor could not be made, or not be taken in.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DescriptorError {
+    /// The process or the system has no descriptors or watches left, or no memory for one.
+    Exhausted {
+        /// What was to be made.
+        what: &'static str,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// What the descriptor refers to cannot be polled: a regular file or a directory.
+    NotPollable {
+        /// The name it was to be imported under.
+        name: Arc<str>,
+        /// The descriptor's number.
+        fd: i32,
+    },
+    /// A fence must signal in finite time, and this timeout is longer than the clock can count.
+    NeverTimesOut {
+        /// The name it was to be imported under.
+        name: Arc<str>,
+        /// The timeout that was asked for.
+        timeout: Duration,
+    },
+    /// The system refused for another reason.
+    Refused {
+        /// What was to be done.
+        what: &'static str,
+        /// What the system said.
+        cause: io::Error,
+    },
+}
+
+impl fmt::Display for DescriptorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DescriptorError::Exhausted { what, cause } => write!(f, "no room for {what}: {cause}"),
+            DescriptorError::NotPollable { name, fd } => {
+                write!(f, "descriptor {fd} ({name:?}) cannot be polled: it is a regular file or a directory")
+            }
+            DescriptorError::NeverTimesOut { name, timeout } => {
+                write!(f, "a fence for {name:?} cannot wait for {timeout:?}: it must signal in finite time")
+            }
+            DescriptorError::Refused { what, cause } => write!(f, "the system refused {what}: {cause}"),
+        }
+    }
+}
+
+impl Error for DescriptorError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            DescriptorError::Exhausted { cause, .. } | DescriptorError::Refused { cause, .. } => Some(cause),
+            DescriptorError::NotPollable { .. } | DescriptorError::NeverTimesOut { .. } => None,
+        }
+    }
+}

@@ -51,7 +51,7 @@ impl Drop for InsideCallback {
     }
 }
 
-fn count_blocking_wait() {
+pub(crate) fn count_blocking_wait() {
     WAITS.with(|waits| waits.set(waits.get() + 1));
 }
 
@@ -188,7 +188,8 @@ impl Fence {
     /// Runs `callback` once the point completes, in the thread that signals it, with the outcome.
     ///
     /// A point that is complete gives `callback` back unrun, so it never runs under the caller's own locks. Callbacks
-    /// may signal other fences and take locks below the reservations; they may not wait for fences.
+    /// may signal other fences, whose callbacks then run after this one, and take locks below the reservations; they may not
+    /// wait for fences.
     pub fn on_signal<F>(&self, callback: F) -> Result<Callback, F>
     where
         F: FnOnce(Result<(), FenceError>) + Send + 'static,

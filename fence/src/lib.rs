@@ -6,6 +6,10 @@
 //! | [`lockdep`] | the same order at run time, for what types cannot see (debug builds and models) |
 //! | [`Timeline`], [`Fence`] | points that signal once, in order, with an error or without |
 //! | [`FenceSet`] | the latest point of each of several timelines |
+//! | [`AllOf`], [`AnyOf`] | one fence for all of a set; the first of several |
+//! | [`FenceFuture`], [`FenceSetFuture`], [`AnyOfFuture`] | waiting as a task |
+//! | [`FenceEvent`] | waiting in an event loop: a descriptor that becomes readable |
+//! | [`FdWatcher`] | the other way round: descriptors from outside as fences |
 //! | [`Watchdog`] | the thread that notices what hangs |
 //! | [`Reservation`] | a buffer's lock and its fences by [`Usage`] |
 //! | [`Exec`] | many reservations at once, in any order, without deadlock |
@@ -48,13 +52,22 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 
+mod all_of;
+mod any_of;
 mod deadline;
+mod draining;
 mod error;
+#[cfg(not(any(loom, shuttle)))]
+mod event;
 mod exec;
 mod failures;
 mod fence;
 mod fence_set;
+#[cfg(not(any(loom, shuttle)))]
+mod foreign;
+mod future;
 mod hang;
+mod hung;
 pub mod levels;
 pub mod lockdep;
 mod owner;
@@ -67,11 +80,18 @@ mod timestamps;
 mod waiters;
 mod watchdog;
 
+pub use all_of::AllOf;
+pub use any_of::{AnyOf, First};
 pub use deadline::Deadline;
-pub use error::{FenceError, LockError, SlotsExhausted, WaitError};
+pub use error::{DescriptorError, FenceError, LockError, SlotsExhausted, WaitError};
+#[cfg(not(any(loom, shuttle)))]
+pub use event::FenceEvent;
 pub use exec::{Exec, Interrupt, LockSet, Sealed, Slot};
 pub use fence::{Callback, Fence, blocking_waits, in_callback};
 pub use fence_set::FenceSet;
+#[cfg(not(any(loom, shuttle)))]
+pub use foreign::{FdWatcher, ImportRefused};
+pub use future::{AnyOfFuture, FenceFuture, FenceSetFuture};
 pub use hang::{Hang, HangAction, HangHook};
 pub use levels::{Below, Guard, Held, Level, Lock};
 pub use reservation::{Locked, Reservable, Reservation, Usage};

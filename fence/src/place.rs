@@ -21,14 +21,15 @@
 //! knows that it succeeded, without the lock, and whoever looks into the files sees the error there.
 //!
 //! **Callbacks** run in the order of their points, one thread at a time, after the lock was dropped. A thread that signals
-//! while another one is running callbacks (or from inside a callback) leaves its own to that thread, so callbacks neither
-//! overtake each other nor nest. Sleepers do not wait for callbacks; every signaller wakes them itself.
+//! while another one is running callbacks leaves its own to that thread, so callbacks do not overtake each other. Nor do they
+//! nest, in one place or across many (`draining.rs`). Sleepers do not wait for callbacks; every signaller wakes them itself.
 //!
 //! Points are those of the place, which outlives its owners (`places.rs`).
 
 use std::time::Instant;
 
 use crate::deadline::{Deadline, Deadlines};
+use crate::draining;
 use crate::error::FenceError;
 use crate::failures::Failures;
 use crate::hang::{Patience, Pulse};
@@ -418,12 +419,12 @@ impl Stable<Place> {
             sleeper.ring();
         }
         if drain {
-            Drainer(self).run();
+            draining::run_callbacks(self.clone());
         }
     }
 
     /// The next callback that is due, with its point's outcome; with none left, callbacks are nobody's business.
-    fn next_due(&self) -> Option<(Notify, Outcome)> {
+    pub(crate) fn next_due(&self) -> Option<(Notify, Outcome)> {
         let mut state = self.state.lock_leaf();
         if let Some(due) = state.waiters.pop_due_callback(self.completed()) {
             let outcome = state.failures.outcome(due.point);
@@ -465,31 +466,5 @@ impl State {
             self.tenancy = Tenancy::Vacant;
         }
         is_vacant
-    }
-}
-
-/// Runs due callbacks until there are none, also when one of them panics: then its drop goes on.
-struct Drainer<'a>(&'a Stable<Place>);
-
-impl Drainer<'_> {
-    #[track_caller]
-    fn run(self) {
-        self.drain();
-        std::mem::forget(self);
-    }
-
-    #[track_caller]
-    fn drain(&self) {
-        let _scope = lockdep::Callback::begin();
-        let _inside = crate::fence::InsideCallback::enter();
-        while let Some((callback, outcome)) = self.0.next_due() {
-            callback(outcome);
-        }
-    }
-}
-
-impl Drop for Drainer<'_> {
-    fn drop(&mut self) {
-        self.drain();
     }
 }

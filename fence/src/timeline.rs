@@ -102,6 +102,18 @@ impl Timeline {
         Fence::point(self.place.clone(), self.base, point)
     }
 
+    /// The fence of a point that was handed out; that of 0, the point before all work, has always been signalled.
+    ///
+    /// Nothing for a point that was not: nobody owes a signal for it yet, so who waited for it might wait for ever. Every
+    /// number up to [`allocated`](Timeline::allocated) is a point. The kernel's cousin is `dma_fence_chain_find_seqno`.
+    pub fn fence(&self, seqno: u64) -> Option<Fence> {
+        if seqno == 0 {
+            return Some(Fence::signaled());
+        }
+        let was_handed_out = seqno <= self.allocated();
+        was_handed_out.then(|| Fence::point(self.place.clone(), self.base, self.base + seqno))
+    }
+
     /// Completes all points up to `seqno`. Completing what is complete does nothing; a point that was never handed
     /// out is refused (and logged), as a device that reports one lies. Callbacks run in this thread.
     #[inline]

@@ -1,0 +1,54 @@
+//! Callbacks on several fences that are taken back together.
+
+use crate::fence::{Callback, Fence};
+#[cfg(not(any(loom, shuttle)))]
+use crate::fence_set::FenceSet;
+
+/// Callbacks on several fences. Dropping it takes back those that have not run.
+pub(crate) struct Hung(Vec<Callback>);
+
+impl Hung {
+    /// Hangs a callback on each of `fences`; nothing, and none is left hanging, if one of them has signalled.
+    pub(crate) fn on_each<F: FnOnce() + Send + 'static>(
+        fences: &[Fence],
+        callback: impl Fn() -> F,
+    ) -> Option<Hung> {
+        let mut hung = Hung(Vec::with_capacity(fences.len()));
+        for fence in fences {
+            let callback = callback();
+            hung.0.push(fence.on_signal(move |_| callback()).ok()?);
+            if cfg!(loom_mutant = "any_listens_to_one_alone") {
+                break;
+            }
+        }
+        Some(hung)
+    }
+
+    /// Hangs a callback on each of `fences` that is outstanding, and calls it here for each that is not.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn on_all<F: FnOnce() + Send + 'static>(fences: &FenceSet, callback: impl Fn() -> F) -> Hung {
+        let mut hung = Hung(Vec::with_capacity(fences.len()));
+        for fence in fences {
+            let callback = callback();
+            match fence.on_signal(move |_| callback()) {
+                Ok(callback) => hung.0.push(callback),
+                Err(callback) => callback(Ok(())),
+            }
+        }
+        hung
+    }
+
+    /// Lets the callbacks run when their time comes.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn leave(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        for callback in self.0.drain(..) {
+            callback.cancel();
+        }
+    }
+}
