@@ -13,8 +13,9 @@ use devpagemap_benches::{ours, peers};
 use devpagemap_fence::{Fence, Held, Timeline, Usage};
 use parking_lot::{Mutex, RwLock};
 
-/// How long two threads run in a batch.
-const BATCH: Duration = Duration::from_millis(10);
+/// How long two threads run in a batch: several time slices, in case somebody else wants one of the cores.
+const BATCH: Duration = Duration::from_millis(40);
+const ROUNDS: usize = 41;
 /// Objects that they share, and how many of them each transaction locks.
 const SHARED: usize = 64;
 const CHOICE: usize = 16;
@@ -36,7 +37,7 @@ fn two_threads(session: &mut Session) {
         return;
     }
     let (mut ours, mutexes) = (ours::objects(SHARED), peers::mutexes(SHARED));
-    let mut contest = Contest::new(NAME, Goal::AHEAD);
+    let mut contest = Contest::new(NAME, Goal::AHEAD).of_few_rounds(ROUNDS);
     contest.ours_measured(|| {
         run_transactions(false, || {
             let (mut held, mut slots) = (Held::enter(), Vec::new());
@@ -126,7 +127,7 @@ fn reading_fences(session: &mut Session, contended: bool) {
         ours::add_fence(&mut held, &object, fence.clone(), usage);
         list.write().push((fence, usage));
     }
-    let mut contest = Contest::new(name, Goal::NONE);
+    let mut contest = Contest::new(name, Goal::NONE).of_few_rounds(ROUNDS);
     if contended {
         contest.ours_measured(|| {
             let lock = |held: &mut Held<'static, _>| ours::lock_single(held, &object);

@@ -159,12 +159,18 @@ pub struct Contest<'a> {
     name: String,
     goal: Goal,
     ways: Vec<Way<'a>>,
+    most_rounds: usize,
 }
 
 impl<'a> Contest<'a> {
     /// A contest nobody takes part in yet.
     pub fn new(name: impl Into<String>, goal: Goal) -> Self {
-        Contest { name: name.into(), goal, ways: Vec::new() }
+        Contest { name: name.into(), goal, ways: Vec::new(), most_rounds: usize::MAX }
+    }
+
+    /// No more rounds than that, as each takes long.
+    pub fn of_few_rounds(self, most_rounds: usize) -> Self {
+        Contest { most_rounds, ..self }
     }
 
     fn add(&mut self, role: Role, name: &str, batch: Batch<'a>) {
@@ -228,19 +234,20 @@ impl<'a> Contest<'a> {
         }
         let ours = self.ways.iter().position(|way| way.role == Role::Ours).expect("ours is in every contest");
         self.ways.iter_mut().for_each(Way::calibrate);
-        self.run_rounds(ours, session);
-        let noise = self.split_second_runs(ours, session);
+        let rounds = session.rounds().min(self.most_rounds);
+        self.run_rounds(ours, rounds, session.in_blocks());
+        let noise = self.split_second_runs(ours, session.in_blocks());
         self.print(ours, noise);
         session.file(self.row(ours));
     }
 
-    fn run_rounds(&mut self, ours: usize, session: &Session) {
+    fn run_rounds(&mut self, ours: usize, rounds: usize, in_blocks: bool) {
         let mut turns: Vec<usize> = (0..self.ways.len()).chain([ours]).collect();
-        if session.in_blocks() {
-            turns.iter().for_each(|&way| (0..session.rounds()).for_each(|_| self.ways[way].run()));
+        if in_blocks {
+            turns.iter().for_each(|&way| (0..rounds).for_each(|_| self.ways[way].run()));
             return;
         }
-        for round in 0..session.rounds() {
+        for round in 0..rounds {
             turns.iter().for_each(|&way| self.ways[way].run());
             turns.reverse();
             turns.rotate_left(round % 2);
@@ -248,10 +255,10 @@ impl<'a> Contest<'a> {
     }
 
     /// Ours ran twice as often as the others; what its second runs are to its first is noise.
-    fn split_second_runs(&mut self, ours: usize, session: &Session) -> Spread {
+    fn split_second_runs(&mut self, ours: usize, in_blocks: bool) -> Spread {
         let mut first = std::mem::take(&mut self.ways[ours].samples);
-        let second = if session.in_blocks() {
-            first.split_off(session.rounds())
+        let second = if in_blocks {
+            first.split_off(first.len() / 2)
         } else {
             let pairs = first.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone()));
             let (even, odd): (Vec<_>, Vec<_>) = pairs.unzip();

@@ -11,6 +11,7 @@
 //! | `peers.rs` | others' events and ordered locks |
 //! | `cores.rs`, `pair.rs` | putting threads on cores of their own; two threads that run at the same time |
 //! | `picks.rs` | random numbers, and random choices of objects |
+//! | `sleeper.rs` | a thread that is put to sleep and says when it woke |
 //! | `lock_policy.rs` | wound-wait and wait-die locks to compare the two rules |
 //!
 //! The programs are in `benches/`: `fences`, `locks`, `shared_locks`, `wake_ups`, `history`, `lock_policy`. What they measure and what
@@ -26,4 +27,5 @@ pub mod peers;
 pub mod picks;
 pub mod report;
 pub mod session;
+pub mod sleeper;
 pub mod spread;

@@ -9,8 +9,10 @@
 //! | `tally.rs` | counting `test result:` lines |
 //! | `report.rs` | tables and the last line |
 //! | `main_job.rs` | the command's main job from its built binary, and what its JSON must say |
+//! | `bench.rs` | the benchmarks, and one table of them all |
 //! | `loom.rs`, `models.rs` | loom models and the mutants that they must catch; their list |
 
+mod bench;
 mod cargo;
 mod loom;
 mod main_job;
@@ -28,6 +30,8 @@ usage: cargo xtask <command>
 
   test [--quick]   every check of the project; --quick: format, lints and the short tests only
   loom [FILTER]    the loom models and their mutants; FILTER is a part of a model's or a mutant's name
+  bench [FILTER]   the benchmarks, and a table of all of them; FILTER is a part of an operation's name; further
+                   arguments go to the programs: --long, --rounds N, --blocks
   ci               what .ci/run runs: test, in full";
 
 fn main() -> ExitCode {
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         ["test", "--quick"] => steps::run(steps::Extent::Quick),
         ["loom"] => loom_alone(""),
         ["loom", filter] if !filter.starts_with('-') => loom_alone(filter),
+        ["bench", ref arguments @ ..] => bench::run(arguments),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             ExitCode::SUCCESS
