@@ -41,6 +41,9 @@ fn sized<T>(make: impl FnOnce() -> T) -> (T, usize) {
 }
 
 fn file_sizes(session: &mut Session, name: &str, old: usize, new: usize) {
+    if !session.wants(name) {
+        return;
+    }
     println!("\n{name}\n  with a past {old} bytes, new {new} bytes");
     let (verdict, of) = (if old <= new { "met" } else { "MISSED" }, old as f64 / new.max(1) as f64);
     let goal = format!("no larger than new: {verdict}");
@@ -59,7 +62,8 @@ fn points(session: &Session) -> u64 {
 fn timeline(session: &mut Session) {
     let points = points(session);
     let name = format!("create + signal, after {:.0e} points", points as f64);
-    if !session.wants(&name) {
+    let memory = format!("memory of a timeline, after {:.0e} points", points as f64);
+    if !session.wants(&name) && !session.wants(&memory) {
         return;
     }
     let aged = || {
@@ -137,9 +141,7 @@ fn reservation(session: &mut Session) {
         work
     };
     let ((mut old, old_bytes), (mut new, new_bytes)) = (sized(aged), sized(Work::new));
-    if session.wants(MEMORY) {
-        file_sizes(session, MEMORY, old_bytes, new_bytes);
-    }
+    file_sizes(session, MEMORY, old_bytes, new_bytes);
     let mut reading = Contest::new(READING, AS_FAST);
     reading.ours(|| drop(black_box(ours::fences(black_box(&old.object)))));
     reading.floor("a new reservation", || drop(black_box(ours::fences(black_box(&new.object)))));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use devpagemap_benches::lock_policy::{OBJECTS, Outcome, Rule, Setting, measure};
+use devpagemap_benches::lock_policy::{OBJECTS, Outcome, Rule, Setting, Waiting, measure};
 use devpagemap_benches::report::{ns, ratio, table};
 use devpagemap_benches::session::Session;
 use devpagemap_benches::spread::{Spread, quantile};
@@ -23,7 +23,7 @@ fn extent(session: &Session) -> (Duration, usize) {
 fn main() {
     let session = Session::from_arguments();
     let heading = [
-        "lock",
+        "waiting, locks",
         "threads",
         "rule",
         "transactions/s",
@@ -35,12 +35,16 @@ fn main() {
         "slowest/fastest thread",
     ];
     let mut rows = vec![heading.map(String::from)];
-    for (count, work_us) in TRANSACTIONS {
+    for (waiting, (count, work_us)) in every_transaction() {
         for threads in THREADS {
-            let name = name(count, work_us);
+            let name = name(waiting, count, work_us);
             if session.wants(&format!("lock policy: {name}, {threads} threads")) {
                 let work = Duration::from_micros(work_us);
-                rows.extend(compare(&session, &name, Setting { rule: Rule::WaitDie, threads, count, work }));
+                rows.extend(compare(
+                    &session,
+                    &name,
+                    Setting { rule: Rule::WaitDie, waiting, threads, count, work },
+                ));
             }
         }
     }
@@ -49,9 +53,15 @@ fn main() {
     }
 }
 
-fn name(count: usize, work_us: u64) -> String {
+fn every_transaction() -> impl Iterator<Item = (Waiting, (usize, u64))> {
+    let with = |waiting| TRANSACTIONS.into_iter().map(move |transaction| (waiting, transaction));
+    [Waiting::Yields, Waiting::Sleeps].into_iter().flat_map(with)
+}
+
+fn name(waiting: Waiting, count: usize, work_us: u64) -> String {
     let work = if work_us == 0 { String::new() } else { format!(" for {work_us} us") };
-    format!("{count} of {OBJECTS}{work}")
+    let waiting = if waiting == Waiting::Yields { "yields" } else { "sleeps" };
+    format!("{waiting}, {count} of {OBJECTS}{work}")
 }
 
 fn compare(session: &Session, name: &str, setting: Setting) -> Vec<[String; 10]> {

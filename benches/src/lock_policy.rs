@@ -11,9 +11,14 @@
 //! ```
 //!
 //! A lock is one word: the stamp of the holder and its seat, or 0. Everything else is the same for both rules: how one
-//! waits (spinning a little, then yielding), that whoever holds nothing waits for anybody, that a free lock is taken
-//! by whoever comes first, and what a restart is: let go of everything, yield once, lock the contended object (holding
-//! nothing), begin again.
+//! waits (spinning a little, then yielding or sleeping, whichever the setting says), that whoever holds nothing waits
+//! for anybody, that a free lock is taken by whoever comes first, and what a restart is: let go of everything, yield
+//! once, lock the contended object (holding nothing), begin again.
+//!
+//! **Sleeping.** Each object has a bell, a futex, that counts the occasions to look again. Who wants to sleep first says
+//! so (`sleepers` of the object, `asleep_at` of its seat) and then looks at the word and at its wounds; who unlocks or
+//! wounds first changes those and then looks who sleeps. All of that is sequentially consistent, so one of them sees the
+//! other. An unlock rings for everybody, since a change of holder may change for each of them whether it may wait.
 //!
 //! Threads are pinned to the cores in turn, or the scheduler may put two on one core, where they never meet.
 //!
@@ -21,8 +26,10 @@
 //! only when it finds one taken, as somebody who is about to get all its locks need not be stopped. Both are here.
 
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use rustix::thread::futex;
 
 use crate::cores::pin_to_core;
 use crate::picks::Picks;
@@ -63,12 +70,26 @@ impl Rule {
 #[repr(align(128))]
 struct Object {
     word: AtomicU64,               // stamp and seat of the holder, or 0
+    sleepers: AtomicU32,           // who sleeps here or is about to
+    bell: AtomicU32,               // changes when there is reason to look again
     payload: [AtomicU64; PAYLOAD], // the holder's; atomic only so that the compiler lets it be shared
 }
 
 impl Object {
     fn new() -> Object {
-        Object { word: AtomicU64::new(0), payload: [const { AtomicU64::new(0) }; PAYLOAD] }
+        Object {
+            word: AtomicU64::new(0),
+            sleepers: AtomicU32::new(0),
+            bell: AtomicU32::new(0),
+            payload: [const { AtomicU64::new(0) }; PAYLOAD],
+        }
+    }
+
+    fn ring(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.bell.fetch_add(1, Ordering::SeqCst);
+            futex::wake(&self.bell, futex::Flags::PRIVATE, i32::MAX as u32).expect("the bell is a futex");
+        }
     }
 
     /// Counts one transaction, by loads and stores that lose some unless one thread is here at a time.
@@ -79,9 +100,14 @@ impl Object {
     }
 }
 
-/// Where others wound the transaction of one thread.
+/// Where others find the transaction of one thread.
 #[repr(align(128))]
-struct Seat(AtomicU64); // stamp of the wounded transaction, and the object that it is in the way of
+struct Seat {
+    wound: AtomicU64, // stamp of the wounded transaction, and the object that it is in the way of
+    asleep_at: AtomicUsize, // the object at which the thread sleeps or is about to, or `NOWHERE`
+}
+
+const NOWHERE: usize = usize::MAX;
 
 /// The objects, the seats, and the stamps.
 struct Arena {
@@ -94,26 +120,23 @@ impl Arena {
     fn new() -> Arena {
         Arena {
             objects: (0..OBJECTS).map(|_| Object::new()).collect(),
-            seats: [const { Seat(AtomicU64::new(0)) }; SEATS],
+            seats: [const { Seat { wound: AtomicU64::new(0), asleep_at: AtomicUsize::new(NOWHERE) } }; SEATS],
             stamps: AtomicU64::new(1),
         }
     }
 }
 
-/// Spins a little, then yields.
-#[derive(Default)]
-struct Patience(u32);
-
-impl Patience {
-    fn wait(&mut self) {
-        if self.0 < 6 {
-            (0..1 << self.0).for_each(|_| std::hint::spin_loop());
-            self.0 += 1;
-        } else {
-            std::thread::yield_now();
-        }
-    }
+/// How one waits after having spun a little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// By yielding, again and again.
+    Yields,
+    /// By sleeping.
+    Sleeps,
 }
+
+/// Pauses that double, before one waits in earnest.
+const PAUSES: u32 = 6;
 
 /// The object for which a transaction has to begin again.
 struct Contended(usize);
@@ -121,6 +144,7 @@ struct Contended(usize);
 struct Transaction<'a> {
     arena: &'a Arena,
     rule: Rule,
+    waiting: Waiting,
     seat: usize,
     word: u64, // stamp and seat
     held: &'a mut Vec<usize>,
@@ -133,15 +157,21 @@ impl Transaction<'_> {
 
     /// The object in whose way this transaction is, if somebody has said so.
     fn wounded_for(&self) -> Option<usize> {
-        let wound = self.arena.seats[self.seat].0.load(Ordering::Relaxed);
+        let wound = self.arena.seats[self.seat].wound.load(Ordering::SeqCst);
         (wound >> SEAT_BITS == self.word >> SEAT_BITS).then_some(wound as usize & ((1 << SEAT_BITS) - 1))
     }
 
-    fn wound(&self, holder: u64, index: usize) {
+    fn wound_if_younger(&self, holder: u64, index: usize) {
+        if self.rule == Rule::WaitDie || !self.is_older_than(holder) {
+            return;
+        }
         let seat = &self.arena.seats[holder as usize & ((1 << SEAT_BITS) - 1)];
-        let wound = (holder >> SEAT_BITS) << SEAT_BITS;
-        if seat.0.load(Ordering::Relaxed) >> SEAT_BITS != holder >> SEAT_BITS {
-            seat.0.fetch_max(wound | index as u64, Ordering::Relaxed);
+        if seat.wound.load(Ordering::SeqCst) >> SEAT_BITS == holder >> SEAT_BITS {
+            return;
+        }
+        seat.wound.fetch_max((holder >> SEAT_BITS) << SEAT_BITS | index as u64, Ordering::SeqCst);
+        if let Some(object) = self.arena.objects.get(seat.asleep_at.load(Ordering::SeqCst)) {
+            object.ring();
         }
     }
 
@@ -152,27 +182,24 @@ impl Transaction<'_> {
             Rule::WaitDie if holds && !self.is_older_than(holder) => Err(Contended(index)),
             Rule::WaitDie => Ok(()),
             Rule::WoundWaitEager | Rule::WoundWaitLazy => {
-                if self.is_older_than(holder) {
-                    self.wound(holder, index);
-                }
+                self.wound_if_younger(holder, index);
                 if holds && self.wounded_for().is_some() { Err(Contended(index)) } else { Ok(()) }
             }
         }
     }
 
     fn lock(&mut self, index: usize) -> Result<(), Contended> {
-        let word = &self.arena.objects[index].word;
-        let mut patience = Patience::default();
-        loop {
-            let mut holder = word.load(Ordering::Relaxed);
-            if holder == 0 {
-                match word.compare_exchange(0, self.word, Ordering::Acquire, Ordering::Relaxed) {
-                    Ok(_) => break,
-                    Err(faster) => holder = faster,
-                }
-            }
+        let mut pauses = 0;
+        while let Err(holder) = self.try_lock(index) {
             self.may_wait(holder, index)?;
-            patience.wait();
+            if pauses < PAUSES {
+                (0..1 << pauses).for_each(|_| std::hint::spin_loop());
+                pauses += 1;
+            } else if self.waiting == Waiting::Yields {
+                std::thread::yield_now();
+            } else {
+                self.sleep(holder, index);
+            }
         }
         self.held.push(index);
         match self.wounded_for() {
@@ -181,9 +208,42 @@ impl Transaction<'_> {
         }
     }
 
+    /// Takes the lock if it is free; otherwise, who has it.
+    fn try_lock(&self, index: usize) -> Result<(), u64> {
+        let word = &self.arena.objects[index].word;
+        match word.load(Ordering::Relaxed) {
+            0 => word.compare_exchange(0, self.word, Ordering::Acquire, Ordering::Relaxed).map(drop),
+            holder => Err(holder),
+        }
+    }
+
+    /// Sleeps until there is reason to look again, if `holder` still has the object and nobody has wounded this one.
+    fn sleep(&self, holder: u64, index: usize) {
+        let (object, seat) = (&self.arena.objects[index], &self.arena.seats[self.seat]);
+        object.sleepers.fetch_add(1, Ordering::SeqCst);
+        seat.asleep_at.store(index, Ordering::SeqCst);
+        let bell = object.bell.load(Ordering::SeqCst);
+        let wounded = !self.held.is_empty() && self.wounded_for().is_some();
+        if object.word.load(Ordering::SeqCst) == holder && !wounded {
+            // The wound may have been for an earlier time that it had the object, and forgotten with that.
+            self.wound_if_younger(holder, index);
+            // Woken, interrupted or too late: the word says what is true.
+            let _woken = futex::wait(&object.bell, futex::Flags::PRIVATE, bell, None);
+        }
+        seat.asleep_at.store(NOWHERE, Ordering::SeqCst);
+        object.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
     fn unlock_all(&mut self) {
         for index in self.held.drain(..) {
-            self.arena.objects[index].word.store(0, Ordering::Release);
+            let object = &self.arena.objects[index];
+            match self.waiting {
+                Waiting::Yields => object.word.store(0, Ordering::Release),
+                Waiting::Sleeps => {
+                    object.word.swap(0, Ordering::SeqCst);
+                    object.ring();
+                }
+            }
         }
     }
 
@@ -200,7 +260,7 @@ impl Transaction<'_> {
             self.unlock_all();
             std::thread::yield_now();
             // What it was wounded for it has let go of.
-            self.arena.seats[self.seat].0.store(0, Ordering::Relaxed);
+            self.arena.seats[self.seat].wound.store(0, Ordering::SeqCst);
             locked = self.lock(index).is_ok().then_some(index);
             if locked.is_none() {
                 // Wounded again as soon as it had it.
@@ -236,7 +296,7 @@ struct Thread {
 }
 
 fn run_thread(arena: &Arena, setting: &Setting, seat: usize, stop: &AtomicBool) -> Thread {
-    let Setting { rule, count, work, .. } = *setting;
+    let Setting { rule, waiting, count, work, .. } = *setting;
     pin_to_core(seat);
     let mut picks = Picks::new(seat as u64, count, OBJECTS);
     let (mut held, mut thread) = (Vec::new(), Thread { restarts: 0, latencies_ns: Vec::new() });
@@ -245,7 +305,8 @@ fn run_thread(arena: &Arena, setting: &Setting, seat: usize, stop: &AtomicBool) 
         let begin = Instant::now();
         let stamp = arena.stamps.fetch_add(1, Ordering::Relaxed);
         let word = stamp << SEAT_BITS | seat as u64;
-        thread.restarts += Transaction { arena, rule, seat, word, held: &mut held }.run(choice, work);
+        thread.restarts +=
+            Transaction { arena, rule, waiting, seat, word, held: &mut held }.run(choice, work);
         thread.latencies_ns.push(begin.elapsed().as_nanos() as f64);
     }
     thread
@@ -256,6 +317,8 @@ fn run_thread(arena: &Arena, setting: &Setting, seat: usize, stop: &AtomicBool) 
 pub struct Setting {
     /// Who begins again.
     pub rule: Rule,
+    /// How one waits.
+    pub waiting: Waiting,
     /// Threads that run transactions.
     pub threads: usize,
     /// Objects that each transaction locks.
@@ -316,10 +379,12 @@ mod tests {
 
     #[test]
     fn every_rule_lets_threads_that_cross_each_other_get_on_one_at_a_time() {
-        for rule in Rule::ALL {
-            let setting = Setting { rule, threads: 4, count: 16, work: Duration::from_micros(2) };
-            let result = measure(&setting, Duration::from_millis(30));
-            assert!(!result.latencies_ns.is_empty(), "{}: nobody got on", rule.name());
+        for (rule, waiting) in
+            Rule::ALL.into_iter().flat_map(|rule| [(rule, Waiting::Yields), (rule, Waiting::Sleeps)])
+        {
+            let setting = Setting { rule, waiting, threads: 4, count: 16, work: Duration::from_micros(2) };
+            let outcome = measure(&setting, Duration::from_millis(30));
+            assert!(!outcome.latencies_ns.is_empty(), "{} that {waiting:?}: nobody got on", rule.name());
         }
     }
 }
