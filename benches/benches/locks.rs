@@ -28,13 +28,57 @@ fn main() {
 
 const LOCK_GOAL: Goal = Goal::of_floor(1.25).and_ahead();
 
-/// Brings objects into the order of their addresses, or out of any.
-fn arrange<T>(mut objects: Vec<Arc<T>>, shuffled: bool) -> Vec<Arc<T>> {
-    objects.sort_unstable_by_key(Arc::as_ptr);
-    if shuffled {
-        Random::new(3).shuffle(&mut objects);
+/// The same objects in several orders: first by address, then random. One random order alone would be learnt by heart by
+/// the processor's branch predictor, to the advantage of those who sort.
+struct Orders<T> {
+    orders: Vec<Vec<T>>,
+}
+
+/// Objects in all random orders together.
+const SHUFFLED: usize = 1 << 16;
+
+impl<T: Clone> Orders<T> {
+    fn new(objects: Vec<T>, address: impl Fn(&T) -> usize) -> Orders<T> {
+        let mut orders = vec![objects];
+        orders[0].sort_unstable_by_key(address);
+        let mut random = Random::new(3);
+        for shuffle in 0..SHUFFLED / orders[0].len() {
+            orders.push(orders[shuffle].clone());
+            random.shuffle(&mut orders[shuffle + 1]);
+        }
+        Orders { orders }
     }
-    objects
+
+    /// One random order after the other, or always that of the addresses.
+    fn turns(&self, shuffled: bool) -> Turns<'_, T> {
+        Turns { orders: if shuffled { &self.orders[1..] } else { &self.orders[..1] }, next: 0 }
+    }
+}
+
+impl<T> Orders<Arc<T>> {
+    fn of_shared(objects: Vec<Arc<T>>) -> Self {
+        Orders::new(objects, |object| Arc::as_ptr(object) as usize)
+    }
+}
+
+impl<'a, T> Orders<&'a T> {
+    fn of_borrowed(objects: &'a [Arc<T>]) -> Self {
+        let objects = objects.iter().map(|object| &**object).collect();
+        Orders::new(objects, |object| std::ptr::from_ref(*object) as usize)
+    }
+}
+
+struct Turns<'a, T> {
+    orders: &'a [Vec<T>],
+    next: usize,
+}
+
+impl<'a, T> Turns<'a, T> {
+    #[inline]
+    fn next(&mut self) -> &'a [T] {
+        self.next = if self.next + 1 < self.orders.len() { self.next + 1 } else { 0 };
+        black_box(&self.orders[self.next])
+    }
 }
 
 fn lock_all(session: &mut Session, count: usize, shuffled: bool, goal: Goal) {
@@ -47,13 +91,11 @@ fn lock_all(session: &mut Session, count: usize, shuffled: bool, goal: Goal) {
     if !session.wants(&name) {
         return;
     }
-    let ours = arrange(ours::objects(count), shuffled);
-    let floor = arrange(floors::objects(count), shuffled);
-    let mutexes = arrange(peers::mutexes(count), shuffled);
-    let happy = (0..count).map(|_| Arc::new(happylock::Mutex::new(Payload::default()))).collect();
-    let happy: Vec<Arc<happylock::Mutex<Payload>>> = arrange(happy, shuffled);
-    let happy: Vec<&happylock::Mutex<Payload>> = happy.iter().map(|mutex| &**mutex).collect();
-    let happy_sorted = RefLockCollection::try_new(&happy).expect("no mutex is there twice");
+    let (ours, floor) = (Orders::of_shared(ours::objects(count)), Orders::of_shared(floors::objects(count)));
+    let mutexes = peers::mutexes(count);
+    let happy: Vec<_> = (0..count).map(|_| Arc::new(happylock::Mutex::new(Payload::default()))).collect();
+    let (mutexes, happy) = (Orders::of_borrowed(&mutexes), Orders::of_borrowed(&happy));
+    let happy_sorted = RefLockCollection::try_new(&happy.orders[0]).expect("no mutex is there twice");
 
     let (mut held, mut held_by_kept) = (Held::enter(), Held::enter());
     let mut kept = Exec::new(&mut held_by_kept);
@@ -61,24 +103,25 @@ fn lock_all(session: &mut Session, count: usize, shuffled: bool, goal: Goal) {
     let mut key = ThreadKey::get().expect("this thread's key is nowhere else");
 
     let mut contest = Contest::new(name, goal);
-    contest.ours(|| ours::lock_all(&mut held, black_box(&ours)));
-    contest.variant("devpagemap, one Exec kept", || ours::lock_all_again(&mut kept, black_box(&ours)));
-    contest.floor("ticket, one CAS and one store each", || floors::lock_all(&tickets, black_box(&floor)));
-    let given = || black_box(&mutexes).iter().map(|mutex| &**mutex);
+    let (mut again, mut ours, mut floor) =
+        (ours.turns(shuffled), ours.turns(shuffled), floor.turns(shuffled));
+    contest.ours(|| ours::lock_all(&mut held, ours.next()));
+    contest.variant("devpagemap, one Exec kept", || ours::lock_all_again(&mut kept, again.next()));
+    contest.floor("ticket, one CAS and one store each", || floors::lock_all(&tickets, floor.next()));
+    let (mut mutexes, mut happy) = (mutexes.turns(shuffled), happy.turns(shuffled));
     if shuffled {
         contest.peer("parking_lot, sorted each time", || {
-            locker.lock_sorted(given());
+            locker.lock_sorted(mutexes.next().iter().copied());
             locker.unlock();
         });
         contest.peer("happylock, sorted each time", || {
-            let sorted = BoxedLockCollection::try_new(black_box(happy.clone()));
-            sorted
-                .expect("no mutex is there twice")
-                .scoped_lock(&mut key, |payloads| drop(black_box(payloads)));
+            let sorted =
+                BoxedLockCollection::try_new(happy.next().to_vec()).expect("no mutex is there twice");
+            sorted.scoped_lock(&mut key, |payloads| drop(black_box(payloads)));
         });
     } else {
         contest.peer("parking_lot, in order", || {
-            locker.lock_presorted(given());
+            locker.lock_presorted(mutexes.next().iter().copied());
             locker.unlock();
         });
         contest.peer("happylock, sorted once", || {
