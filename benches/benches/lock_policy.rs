@@ -9,13 +9,13 @@ use devpagemap_benches::spread::{Spread, quantile};
 
 const THREADS: [usize; 4] = [2, 4, 8, 16];
 /// Objects that a transaction locks, and for how many microseconds it works when it has them.
-const TRANSACTIONS: [(usize, u64); 4] = [(4, 0), (16, 0), (16, 5), (OBJECTS, 0)];
+const TRANSACTIONS: [(usize, u64); 5] = [(4, 0), (16, 0), (4, 5), (16, 5), (OBJECTS, 5)];
 
 /// How long the threads of one setting run before it is another rule's turn, and how often it is each one's.
 fn extent(session: &Session) -> (Duration, usize) {
     match (session.is_full(), session.is_long()) {
         (false, _) => (Duration::from_millis(2), 1),
-        (true, false) => (Duration::from_millis(100), 9),
+        (true, false) => (Duration::from_millis(100), 7),
         (true, true) => (Duration::from_millis(400), 15),
     }
 }
@@ -23,7 +23,7 @@ fn extent(session: &Session) -> (Duration, usize) {
 fn main() {
     let session = Session::from_arguments();
     let heading = [
-        "waiting, locks",
+        "spins for; locks",
         "threads",
         "rule",
         "transactions/s",
@@ -55,13 +55,12 @@ fn main() {
 
 fn every_transaction() -> impl Iterator<Item = (Waiting, (usize, u64))> {
     let with = |waiting| TRANSACTIONS.into_iter().map(move |transaction| (waiting, transaction));
-    [Waiting::Yields, Waiting::Sleeps].into_iter().flat_map(with)
+    Waiting::ALL.into_iter().flat_map(with)
 }
 
 fn name(waiting: Waiting, count: usize, work_us: u64) -> String {
     let work = if work_us == 0 { String::new() } else { format!(" for {work_us} us") };
-    let waiting = if waiting == Waiting::Yields { "yields" } else { "sleeps" };
-    format!("{waiting}, {count} of {OBJECTS}{work}")
+    format!("{}; {count} of {OBJECTS}{work}", waiting.name())
 }
 
 fn compare(session: &Session, name: &str, setting: Setting) -> Vec<[String; 10]> {

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A lock is one word: the stamp of the holder and its seat, or 0. Everything else is the same for both rules: how one
-//! waits (spinning a little, then yielding or sleeping, whichever the setting says), that whoever holds nothing waits
+//! waits (spinning for a while, then yielding or sleeping, whichever the setting says), that whoever holds nothing waits
 //! for anybody, that a free lock is taken by whoever comes first, and what a restart is: let go of everything, yield
 //! once, lock the contended object (holding nothing), begin again.
 //!
@@ -126,17 +126,35 @@ impl Arena {
     }
 }
 
-/// How one waits after having spun a little.
+/// How one waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
-    /// By yielding, again and again.
+    /// Spins for about a microsecond, then yields, again and again.
     Yields,
-    /// By sleeping.
+    /// Spins for about a microsecond, then sleeps.
     Sleeps,
+    /// Spins for about ten microseconds, then sleeps.
+    SpinsAndSleeps,
 }
 
-/// Pauses that double, before one waits in earnest.
-const PAUSES: u32 = 6;
+impl Waiting {
+    /// All of them.
+    pub const ALL: [Waiting; 3] = [Waiting::Yields, Waiting::Sleeps, Waiting::SpinsAndSleeps];
+
+    /// As it is called in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Waiting::Yields => "1 us, yields",
+            Waiting::Sleeps => "1 us, sleeps",
+            Waiting::SpinsAndSleeps => "10 us, sleeps",
+        }
+    }
+
+    /// Pauses, each twice as long as the one before, until one has spun enough.
+    fn pauses(self) -> u32 {
+        if self == Waiting::SpinsAndSleeps { 9 } else { 6 }
+    }
+}
 
 /// The object for which a transaction has to begin again.
 struct Contended(usize);
@@ -192,7 +210,7 @@ impl Transaction<'_> {
         let mut pauses = 0;
         while let Err(holder) = self.try_lock(index) {
             self.may_wait(holder, index)?;
-            if pauses < PAUSES {
+            if pauses < self.waiting.pauses() {
                 (0..1 << pauses).for_each(|_| std::hint::spin_loop());
                 pauses += 1;
             } else if self.waiting == Waiting::Yields {
@@ -239,7 +257,7 @@ impl Transaction<'_> {
             let object = &self.arena.objects[index];
             match self.waiting {
                 Waiting::Yields => object.word.store(0, Ordering::Release),
-                Waiting::Sleeps => {
+                Waiting::Sleeps | Waiting::SpinsAndSleeps => {
                     object.word.swap(0, Ordering::SeqCst);
                     object.ring();
                 }
@@ -379,9 +397,8 @@ mod tests {
 
     #[test]
     fn every_rule_lets_threads_that_cross_each_other_get_on_one_at_a_time() {
-        for (rule, waiting) in
-            Rule::ALL.into_iter().flat_map(|rule| [(rule, Waiting::Yields), (rule, Waiting::Sleeps)])
-        {
+        let all = Rule::ALL.into_iter().flat_map(|rule| Waiting::ALL.map(|waiting| (rule, waiting)));
+        for (rule, waiting) in all {
             let setting = Setting { rule, waiting, threads: 4, count: 16, work: Duration::from_micros(2) };
             let outcome = measure(&setting, Duration::from_millis(30));
             assert!(!outcome.latencies_ns.is_empty(), "{} that {waiting:?}: nobody got on", rule.name());
