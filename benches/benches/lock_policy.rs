@@ -28,6 +28,8 @@ fn main() {
         "rule",
         "transactions/s",
         "to wait-die",
+        "cores used",
+        "per core to wait-die",
         "restarts each",
         "median",
         "p99.9",
@@ -63,7 +65,9 @@ fn name(waiting: Waiting, count: usize, work_us: u64) -> String {
     format!("{}; {count} of {OBJECTS}{work}", waiting.name())
 }
 
-fn compare(session: &Session, name: &str, setting: Setting) -> Vec<[String; 10]> {
+type Rate = fn(&Outcome) -> f64;
+
+fn compare(session: &Session, name: &str, setting: Setting) -> Vec<[String; 12]> {
     let (time, turns) = extent(session);
     let mut results: [Vec<Outcome>; 3] = Default::default();
     for turn in 0..turns {
@@ -72,24 +76,29 @@ fn compare(session: &Session, name: &str, setting: Setting) -> Vec<[String; 10]>
             results[rule].push(measure(&Setting { rule: Rule::ALL[rule], ..setting }, time));
         }
     }
-    let rates = |of: &[Outcome]| of.iter().map(|result| result.per_second).collect::<Vec<_>>();
-    let base = rates(&results[0]);
+    let per_second: Rate = |outcome| outcome.per_second;
+    let per_core: Rate = |outcome| outcome.per_second / outcome.cores;
+    let to_wait_die = |rate: Rate, of: &[Outcome]| {
+        let pairs = of.iter().zip(&results[0]);
+        ratio(Spread::of(pairs.map(|(one, wait_die)| rate(one) / rate(wait_die))).median)
+    };
     let row = |(rule, results): (Rule, &Vec<Outcome>)| {
         let median = |of: fn(&Outcome) -> f64| Spread::of(results.iter().map(of)).median;
         let mut all: Vec<f64> = results.iter().flat_map(|result| &result.latencies_ns).copied().collect();
         all.sort_unstable_by(f64::total_cmp);
-        let to_base = rates(results).into_iter().zip(&base).map(|(rate, base)| rate / base);
         [
             name.to_owned(),
             setting.threads.to_string(),
             rule.name().into(),
-            format!("{:.0}", median(|result| result.per_second)),
-            ratio(Spread::of(to_base).median),
-            format!("{:.3}", median(|result| result.restarts)),
+            format!("{:.0}", median(|outcome| outcome.per_second)),
+            to_wait_die(per_second, results),
+            format!("{:.2}", median(|outcome| outcome.cores)),
+            to_wait_die(per_core, results),
+            format!("{:.3}", median(|outcome| outcome.restarts)),
             ns(quantile(&all, 0.5)),
             ns(quantile(&all, 0.999)),
             ns(quantile(&all, 1.0)),
-            format!("{:.2}", median(|result| result.fairness)),
+            format!("{:.2}", median(|outcome| outcome.fairness)),
         ]
     };
     Rule::ALL.into_iter().zip(&results).map(row).collect()

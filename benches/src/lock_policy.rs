@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::futex;
 
-use crate::cores::pin_to_core;
+use crate::cores::{core_time, pin_to_core};
 use crate::picks::Picks;
 
 /// Objects there are.
@@ -304,6 +304,8 @@ pub struct Outcome {
     pub restarts: f64,
     /// How long transactions took, from the first lock to the last unlock, over all restarts, in nanoseconds; sorted.
     pub latencies_ns: Vec<f64>,
+    /// Cores that it had on average; less than there are, when others wanted them or everybody slept.
+    pub cores: f64,
     /// Transactions of the slowest thread divided by those of the fastest.
     pub fairness: f64,
 }
@@ -352,7 +354,7 @@ pub struct Setting {
 pub fn measure(setting: &Setting, time: Duration) -> Outcome {
     let Setting { rule, threads, count, .. } = *setting;
     let (arena, stop, start) = (Arena::new(), AtomicBool::new(false), Barrier::new(threads + 1));
-    let (results, elapsed) = std::thread::scope(|scope| {
+    let (results, elapsed, cores) = std::thread::scope(|scope| {
         let (arena, stop, start) = (&arena, &stop, &start);
         let spawn = |seat: usize| {
             scope.spawn(move || {
@@ -362,21 +364,23 @@ pub fn measure(setting: &Setting, time: Duration) -> Outcome {
         };
         let handles: Vec<_> = (0..threads).map(spawn).collect();
         start.wait();
-        let begin = Instant::now();
+        let (begin, core_time_before) = (Instant::now(), core_time());
         std::thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
         let join =
             |handle: std::thread::ScopedJoinHandle<'_, Thread>| handle.join().expect("a thread panicked");
         let results: Vec<Thread> = handles.into_iter().map(join).collect();
-        (results, begin.elapsed())
+        let elapsed = begin.elapsed();
+        let cores = (core_time() - core_time_before).as_secs_f64() / elapsed.as_secs_f64();
+        (results, elapsed, cores)
     });
     let transactions: usize = results.iter().map(|thread| thread.latencies_ns.len()).sum();
     let counted: u64 = arena.objects.iter().map(|object| object.payload[0].load(Ordering::Relaxed)).sum();
     assert_eq!(counted, (transactions * count) as u64, "{}: an object had two holders at once", rule.name());
-    sum_up(results, transactions, elapsed)
+    sum_up(results, transactions, elapsed, cores)
 }
 
-fn sum_up(results: Vec<Thread>, transactions: usize, elapsed: Duration) -> Outcome {
+fn sum_up(results: Vec<Thread>, transactions: usize, elapsed: Duration, cores: f64) -> Outcome {
     let counts = || results.iter().map(|thread| thread.latencies_ns.len() as f64);
     let (least, most) =
         counts().fold((f64::MAX, 0.0), |(low, high), count| (count.min(low), count.max(high)));
@@ -387,6 +391,7 @@ fn sum_up(results: Vec<Thread>, transactions: usize, elapsed: Duration) -> Outco
         per_second: transactions as f64 / elapsed.as_secs_f64(),
         restarts: restarts as f64 / transactions.max(1) as f64,
         latencies_ns,
+        cores,
         fairness: if most > 0.0 { least / most } else { 1.0 },
     }
 }
