@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devpagemap_benches::contest::{Contest, Goal, Sample};
-use devpagemap_benches::pair::run_pair;
+use devpagemap_benches::pair::{Pair, run_pair};
 use devpagemap_benches::peers::{Locker, Payload};
 use devpagemap_benches::picks::Picks;
 use devpagemap_benches::session::Session;
@@ -85,7 +85,7 @@ fn two_threads(session: &mut Session) {
 
 /// Two threads run transactions that `new_thread` makes: locks, counts, unlocks, says how often it began again.
 fn run_transactions<T: FnMut(&[usize]) -> u64>(presorted: bool, new_thread: impl Fn() -> T + Sync) -> Sample {
-    let ([first, second], elapsed) = run_pair(BATCH, |index, clock| {
+    let Pair { results: [first, second], elapsed, cores } = run_pair(BATCH, |index, clock| {
         let picks = Picks::new(index as u64, CHOICE, SHARED);
         let mut picks = if presorted { picks.sorted() } else { picks };
         let (mut transaction, mut done, mut restarts) = (new_thread(), 0, 0);
@@ -99,6 +99,7 @@ fn run_transactions<T: FnMut(&[usize]) -> u64>(presorted: bool, new_thread: impl
     let notes = vec![
         ("restarts", (first.1 + second.1) / transactions),
         ("slower/faster thread", first.0.min(second.0) / first.0.max(second.0)),
+        ("cores", cores),
     ];
     Sample { ns: elapsed.as_nanos() as f64 / transactions, notes }
 }
@@ -148,7 +149,7 @@ fn run_reader(
     read: impl Fn() + Sync,
     lock: impl Fn(&mut Held<'static, devpagemap_fence::levels::Root>) + Sync,
 ) -> Sample {
-    let ([readings, lockings], elapsed) = run_pair(BATCH, |index, clock| {
+    let Pair { results: [readings, lockings], elapsed, cores } = run_pair(BATCH, |index, clock| {
         let (mut held, mut done) = (Held::enter(), 0);
         while clock.runs() {
             if index == 0 {
@@ -162,6 +163,6 @@ fn run_reader(
     });
     Sample {
         ns: elapsed.as_nanos() as f64 / readings,
-        notes: vec![("ns a lock + unlock beside it", elapsed.as_nanos() as f64 / lockings)],
+        notes: vec![("ns a lock + unlock beside it", elapsed.as_nanos() as f64 / lockings), ("cores", cores)],
     }
 }

@@ -108,7 +108,7 @@ impl Way<'_> {
         let first = self.samples.first().map(|sample| sample.notes.as_slice()).unwrap_or_default();
         let median = |(index, (name, _)): (usize, &(&str, f64))| {
             let values = self.samples.iter().map(|sample| sample.notes[index].1);
-            format!("{name} {:.3}", Spread::of(values).median)
+            format!("{name} {:.2}", Spread::of(values).median)
         };
         first.iter().enumerate().map(median).collect::<Vec<_>>().join(", ")
     }

@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::cores::pin_to_core;
+use crate::cores::{core_time, pin_to_core};
 
 /// Whether the while is over.
 pub struct Clock(AtomicBool);
@@ -17,11 +17,21 @@ impl Clock {
     }
 }
 
-/// Calls `thread` in two threads, with 0 and 1; what they came to, and how long they ran.
+/// What came of it.
+pub struct Pair<T> {
+    /// What each of the threads came to.
+    pub results: [T; 2],
+    /// How long they ran.
+    pub elapsed: Duration,
+    /// Cores that they had on average; less than two when others wanted them, or when they slept.
+    pub cores: f64,
+}
+
+/// Calls `thread` in two threads, with 0 and 1.
 ///
 /// # Panics
 /// When one of them does.
-pub fn run_pair<T: Send>(time: Duration, thread: impl Fn(usize, &Clock) -> T + Sync) -> ([T; 2], Duration) {
+pub fn run_pair<T: Send>(time: Duration, thread: impl Fn(usize, &Clock) -> T + Sync) -> Pair<T> {
     let (start, clock) = (Barrier::new(3), Clock(AtomicBool::new(false)));
     std::thread::scope(|scope| {
         let (thread, start, clock) = (&thread, &start, &clock);
@@ -34,9 +44,12 @@ pub fn run_pair<T: Send>(time: Duration, thread: impl Fn(usize, &Clock) -> T + S
         };
         let handles = [0, 1].map(spawn);
         start.wait();
-        let begin = Instant::now();
+        let (begin, core_time_before) = (Instant::now(), core_time());
         std::thread::sleep(time);
         clock.0.store(true, Ordering::Relaxed);
-        (handles.map(|handle| handle.join().expect("a thread panicked")), begin.elapsed())
+        let results = handles.map(|handle| handle.join().expect("a thread panicked"));
+        let elapsed = begin.elapsed();
+        let cores = (core_time() - core_time_before).as_secs_f64() / elapsed.as_secs_f64();
+        Pair { results, elapsed, cores }
     })
 }
