@@ -96,10 +96,10 @@ impl Session {
         self.rows.push(row);
     }
 
-    /// Prints the rows, or leaves them to who collects them.
+    /// Prints the rows, or leaves them to who collects them. After a few rounds only they would say nothing.
     pub fn finish(self) {
         let rows: Vec<[String; 7]> = self.rows.into_iter().map(|row| row.0).collect();
-        if rows.is_empty() {
+        if rows.is_empty() || !self.full {
             return;
         }
         if let Some(path) = self.file {
