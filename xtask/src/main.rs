@@ -9,11 +9,13 @@
 //! | `tally.rs` | counting `test result:` lines |
 //! | `report.rs` | tables and the last line |
 //! | `main_job.rs` | the command's main job from its built binary, and what its JSON must say |
+//! | `bench.rs` | the benchmarks, and one table of them all |
 //! | `explore.rs` | models, and the mutants that they must catch, under loom and under shuttle |
 //! | `tool.rs` | those two, and how the code is built for them |
 //! | `models.rs`, `model_table.rs` | the lists of models and mutants, and the tables in the documentation |
 //! | `verdict.rs` | what the end of an exploration says |
 
+mod bench;
 mod cargo;
 mod explore;
 mod main_job;
@@ -38,6 +40,8 @@ usage: cargo xtask <command>
   loom [FILTER]    the loom models and their mutants; FILTER is a part of a model's or a mutant's name
   shuttle [FILTER] the storms of many threads and their mutants
                    --write-table instead of FILTER: all, and their figures into docs/lock-order.md
+  bench [FILTER]   the benchmarks, and a table of all of them; FILTER is a part of an operation's name; further
+                   arguments go to the programs: --long, --rounds N, --blocks
   ci               what .ci/run runs: test, in full";
 
 fn main() -> ExitCode {
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         ["test", "--quick"] => steps::run(steps::Extent::Quick),
         ["loom", ref rest @ ..] if rest.len() <= 1 => explore_alone("loom", &LOOM, rest.first()),
         ["shuttle", ref rest @ ..] if rest.len() <= 1 => explore_alone("shuttle", &SHUTTLE, rest.first()),
+        ["bench", ref arguments @ ..] => bench::run(arguments),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             ExitCode::SUCCESS
