@@ -6,6 +6,7 @@ use std::time::Instant;
 
 #[cfg(not(loom))]
 use devpagemap_fence::Watchdog;
+use devpagemap_fence::lockdep::Signalling;
 use devpagemap_fence::{
     Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, blocking_waits, in_callback, levels,
 };
@@ -180,6 +181,7 @@ impl Manager {
             Operation::Clear { .. } => Counters::add(&self.counters.cleared_bytes, buffer.footprint_bytes),
         }
         let (set, mut held) = transaction.exec.split();
+        let _signalling = Signalling::begin();
         let fence = self.queue().submit(request, &mut held);
         self.remember(&fence, &mut held);
         set.add_fence(slot, fence.clone(), Usage::Kernel);
@@ -233,8 +235,9 @@ impl Manager {
         self.reap_signalled();
     }
 
+    /// May be called in a fence callback too.
     pub(crate) fn stats(&self) -> Stats {
-        let mut held = Held::enter();
+        let mut held = Held::in_destructor();
         let moves = self.queue().stats();
         let mut stats = self.counters.snapshot();
         stats.copy_busy_ns = moves.busy_ns;

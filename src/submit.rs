@@ -7,6 +7,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use devpagemap_fence::lockdep::Signalling;
 use devpagemap_fence::{Fence, FenceError, FenceSet, Slot, Usage};
 use devpagemap_migrate::ExtentList;
 
@@ -104,6 +105,8 @@ impl<D: Driver> Submission<D> {
             }
             let job = Job::new(transaction, &uses, &known, &after);
             let queue = queue.take().expect("nothing after this asks for a restart");
+            // The driver publishes the job's fence; until every buffer has it, nothing may wait for the GPU.
+            let _signalling = Signalling::begin();
             let fence = queue(driver_of(&manager), &job)?;
             attach(transaction, &uses, &fence);
             Ok(fence)

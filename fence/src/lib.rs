@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`levels`] | the lock order; [`Lock`], [`Held`]: a wrong order does not compile |
+//! | [`Outside`] | locks that have no level |
 //! | [`lockdep`] | the same order at run time, for what types cannot see (debug builds and models) |
 //! | [`Timeline`], [`Fence`] | points that signal once, in order, with an error or without |
 //! | [`FenceSet`] | the latest point of each of several timelines |
@@ -56,6 +57,7 @@ mod fence_set;
 mod hang;
 pub mod levels;
 pub mod lockdep;
+mod outside;
 mod reservation;
 pub mod sync;
 mod timeline;
@@ -67,6 +69,7 @@ pub use fence::{Callback, Fence, blocking_waits, in_callback};
 pub use fence_set::FenceSet;
 pub use hang::{Hang, HangAction, HangHook};
 pub use levels::{Below, Guard, Held, Level, Lock};
+pub use outside::{Outside, OutsideGuard};
 pub use reservation::{Locked, Reservable, Reservation, Usage};
 pub use timeline::{Timeline, TimelineId};
 #[cfg(not(loom))]
