@@ -367,7 +367,7 @@ impl<T> Lock<Timeline, T> {
 
 impl<L: Level, T> fmt::Debug for Lock<L, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lock<{}>({:?})", L::NAME, self.class.get())
+        write!(f, "Lock<{}>({:?})", L::NAME, self.class)
     }
 }
 

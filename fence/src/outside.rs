@@ -67,7 +67,7 @@ impl<T> Outside<T> {
 
 impl<T> fmt::Debug for Outside<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Outside({:?})", self.class.get())
+        write!(f, "Outside({:?})", self.class)
     }
 }
 

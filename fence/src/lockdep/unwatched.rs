@@ -1,7 +1,12 @@
-//! Lockdep in release builds: the same calls, and nothing behind them. Every type is zero-sized, which each release build
-//! checks when it is compiled.
+//! Lockdep in release builds: the same calls, and nothing behind them. Every type is zero-sized and no lock is larger
+//! for being watched, which each release build checks when it is compiled.
 
+use std::fmt;
 use std::marker::PhantomData;
+
+use crate::levels::{Guard, Lock, Region};
+use crate::outside::{Outside, OutsideGuard};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A class is called nothing.
 #[derive(Copy, Clone)]
@@ -19,6 +24,12 @@ impl ClassName {
     }
 }
 
+impl fmt::Debug for ClassName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
+}
+
 /// Stands for nothing; bound to its thread as the one that does.
 pub(crate) struct Record {
     _not_send: PhantomData<*mut ()>,
@@ -29,6 +40,10 @@ const _: () = assert!(size_of::<Record>() == 0);
 const _: () = assert!(size_of::<super::Signalling>() == 0);
 const _: () = assert!(size_of::<super::Callback>() == 0);
 const _: () = assert!(!std::mem::needs_drop::<Record>());
+const _: () = assert!(size_of::<Lock<Region, u64>>() == size_of::<Mutex<u64>>());
+const _: () = assert!(size_of::<Outside<u64>>() == size_of::<Mutex<u64>>());
+const _: () = assert!(size_of::<Guard<'_, Region, u64>>() == size_of::<MutexGuard<'_, u64>>());
+const _: () = assert!(size_of::<OutsideGuard<'_, u64>>() == size_of::<MutexGuard<'_, u64>>());
 
 const NOTHING: Record = Record { _not_send: PhantomData };
 

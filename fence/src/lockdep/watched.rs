@@ -10,6 +10,7 @@ mod report;
 mod rules;
 mod stack;
 
+use std::fmt;
 use std::panic::Location;
 
 use super::ALONE;
@@ -33,6 +34,12 @@ impl ClassName {
 
     pub(crate) fn get(self) -> &'static str {
         self.0
+    }
+}
+
+impl fmt::Debug for ClassName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
