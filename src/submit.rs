@@ -171,8 +171,13 @@ impl Arrivals {
     ///
     /// # Errors
     /// The failure of the first that failed: the bytes are not there, and the work must not run.
+    #[track_caller]
     pub fn wait(&self) -> std::result::Result<(), FenceError> {
-        self.0.iter().map(Fence::wait).fold(Ok(()), std::result::Result::and)
+        let mut outcome = Ok(());
+        for fence in &self.0 {
+            outcome = outcome.and(fence.wait());
+        }
+        outcome
     }
 }
 

@@ -29,7 +29,8 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// Dropping the queue finishes every move that can run, fails those that still wait for a fence
 /// ([`FenceError::Abandoned`](devpagemap_fence::FenceError::Abandoned)), and lets go of the engines. It must be
-/// dropped with no lock of the order held; dropped inside a fence callback of its own moves it does not wait.
+/// dropped with no lock of the order held, and inside no callback of somebody else's fence; dropped inside a fence
+/// callback of its own moves it does not wait.
 ///
 /// ```
 /// use devpagemap_fence::Held;
@@ -81,8 +82,8 @@ impl MoveQueue {
         let span = tracing::debug_span!("move", label, bytes, ?urgency, waits_for = waits.len());
         span.in_scope(|| tracing::debug!("queued"));
         let inner = &self.inner;
-        inner.unpublished.fetch_add(1, Ordering::Relaxed);
         let _signalling = Signalling::begin();
+        inner.unpublished.fetch_add(1, Ordering::Relaxed);
         let blockers = waits.clone();
         #[cfg(loom_mutant = "move_listens_before_it_is_admitted")]
         let early = {
