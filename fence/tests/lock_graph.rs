@@ -1,6 +1,6 @@
 //! Locks that stand outside of the order: who took what inside what is on record, and a circle is reported by the first
 //! thread that would close it, alone. Each test has classes of its own, as the record is that of the process.
-#![cfg(all(debug_assertions, not(loom)))]
+#![cfg(all(debug_assertions, not(any(loom, shuttle))))]
 
 mod lock_reports;
 

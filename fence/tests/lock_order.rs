@@ -1,5 +1,5 @@
 //! The declared order at run time: what the types cannot see. Only debug builds look.
-#![cfg(all(debug_assertions, not(loom)))]
+#![cfg(all(debug_assertions, not(any(loom, shuttle))))]
 
 mod lock_reports;
 

@@ -1,6 +1,6 @@
 //! On the way from publishing a fence to its signal: what may make the fence wait for its own waiter is reported, though
 //! nobody waits and nothing deadlocks.
-#![cfg(all(debug_assertions, not(loom)))]
+#![cfg(all(debug_assertions, not(any(loom, shuttle))))]
 
 mod lock_reports;
 

@@ -116,7 +116,7 @@ impl Graph {
             }
         }
         let chain = Arc::new(Chain::of_this_thread(entries, bid));
-        for entry in entries.iter().filter(|entry| entry.class != bid.class) {
+        for entry in entries.iter().filter(|entry| !entry.repeats && entry.class != bid.class) {
             chains.entry((entry.class.0, bid.class.0)).or_insert_with(|| chain.clone());
             self.rows[entry.class.index()].fetch_or(bid.class.bit(), Ordering::Release);
         }

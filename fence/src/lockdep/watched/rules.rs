@@ -74,7 +74,7 @@ pub(super) fn enforce(bid: &Bid) {
 fn check(stack: &Stack, bid: &Bid) -> Result<(), Violation> {
     let depth = GRAPH.classes.get(bid.class).position.depth();
     let mut is_known = true;
-    for (held, entry) in stack.entries.iter().enumerate().rev() {
+    for (held, entry) in stack.entries.iter().enumerate().rev().filter(|(_, entry)| !entry.repeats) {
         match depth {
             Some(depth) => check_order(held, entry, depth, bid.join)?,
             None if entry.class == bid.class => return Err(Violation::Nested { held }),

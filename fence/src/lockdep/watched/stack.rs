@@ -22,6 +22,9 @@ pub(super) struct Entry {
     instance: usize,
     pub(super) deed: Deed,
     pub(super) site: Site,
+    /// Of the class and the group of the entry before it, so that what may be said against it was said of that one. A
+    /// ticket with a thousand reservations is one entry to be looked at.
+    pub(super) repeats: bool,
 }
 
 impl Entry {
@@ -92,7 +95,10 @@ impl Drop for Record {
         let _ = STACK.try_with(|stack| {
             let entries = &mut stack.borrow_mut().entries;
             if let Some(index) = entries.iter().rposition(|entry| entry.id == id) {
-                entries.remove(index);
+                let gone = entries.remove(index);
+                if let Some(next) = entries.get_mut(index) {
+                    next.repeats &= gone.repeats;
+                }
             }
         });
     }
@@ -105,7 +111,8 @@ pub(super) fn push(bid: &Bid, group: u64) -> Record {
         stack.next_id += 1;
         let id = stack.next_id;
         let Bid { class, deed, site, .. } = *bid;
-        stack.entries.push(Entry { id, class, depth, group, instance: 0, deed, site });
+        let repeats = stack.entries.last().is_some_and(|last| last.class == class && last.group == group);
+        stack.entries.push(Entry { id, class, depth, group, instance: 0, deed, site, repeats });
         Record { id, not_send: PhantomData }
     })
 }
