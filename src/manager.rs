@@ -6,7 +6,7 @@ use std::time::Instant;
 
 #[cfg(not(loom))]
 use devpagemap_fence::Watchdog;
-use devpagemap_fence::lockdep::Signalling;
+use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::{
     Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, blocking_waits, in_callback, levels,
 };
@@ -217,6 +217,7 @@ impl Manager {
     /// # Errors
     /// [`Error::FenceFailed`] with the first failure.
     pub(crate) fn wait(&self, fences: &FenceSet) -> Result<()> {
+        lockdep::assert_may_wait();
         if fences.is_signaled() {
             return fences.first_error().map_or(Ok(()), |error| Err(error.into()));
         }

@@ -39,7 +39,7 @@ impl Ring {
         let (sender, receiver) = channel();
         let signals = timeline.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || run_jobs(&receiver, &signals))?;
-        Ok(Ring { timeline, jobs: Outside::new("ring", Some(sender)), thread: Some(thread) })
+        Ok(Ring { timeline, jobs: Outside::new("software ring", Some(sender)), thread: Some(thread) })
     }
 
     /// Whether the calling thread is the one that runs this ring's jobs.
