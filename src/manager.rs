@@ -148,6 +148,7 @@ impl Manager {
         buffers: &[Arc<BufferObject>],
         mut body: impl FnMut(&mut Transaction<'_, '_>) -> Result<O>,
     ) -> Result<O> {
+        lockdep::might_lock::<levels::Tickets>("reservation");
         let waits_before = blocking_waits();
         let mut held = Held::enter();
         let mut exec = Exec::new(&mut held);

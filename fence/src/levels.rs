@@ -236,6 +236,10 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 mod sealed {
     /// Only the declaration below makes levels.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is no level of the lock order",
+        note = "the levels are declared in one line, at the bottom of devpagemap-fence's levels.rs"
+    )]
     pub trait Declared {}
 }
 

@@ -4,7 +4,9 @@
 mod lock_reports;
 
 use devpagemap_fence::levels::{Aperture, Device, MoveQueue, ORDER, Region, Registry, Root};
-use devpagemap_fence::lockdep::{assert_may_signal, assert_may_wait, held_count, might_lock};
+use devpagemap_fence::lockdep::{
+    Signalling, assert_may_signal, assert_may_wait, held_count, might_evict, might_lock,
+};
 use devpagemap_fence::{Contended, Exec, Held, Lock, Timeline};
 use lock_reports::{assert_says, object, report_of};
 use proptest::prelude::*;
@@ -345,6 +347,7 @@ impl<T> Guarding for T {}
 
 impl OneOfEach {
     const LEVELS: usize = 6;
+    const REGION: usize = 2;
 
     fn new() -> OneOfEach {
         OneOfEach {
@@ -402,5 +405,20 @@ proptest! {
             prop_assert!(report.contains("lock order violated"), "{report}");
         }
         prop_assert_eq!(held_count(), 0);
+    }
+
+    #[test]
+    fn fences_may_be_waited_for_and_signalled_exactly_while_no_region_or_inner_lock_is_held(
+        levels in prop::sample::subsequence((0..OneOfEach::LEVELS).collect::<Vec<_>>(), 0..=OneOfEach::LEVELS),
+    ) {
+        let locks = OneOfEach::new();
+        let mut roots: Vec<_> = levels.iter().map(|_| Held::enter()).collect();
+        let guards: Vec<_> =
+            levels.iter().zip(&mut roots).map(|(level, root)| locks.lock(*level, root)).collect();
+        let is_legal = levels.iter().all(|level| *level < OneOfEach::REGION);
+        for deed in [assert_may_wait, assert_may_signal, might_evict, || drop(Signalling::begin())] {
+            prop_assert_eq!(std::panic::catch_unwind(deed).is_ok(), is_legal);
+        }
+        prop_assert_eq!(held_count(), guards.len());
     }
 }

@@ -168,10 +168,13 @@ fn members(set: u64) -> impl Iterator<Item = ClassId> {
     (0..CAPACITY as u8).map(ClassId).filter(move |class| set & class.bit() != 0)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
+    use super::super::rules::Join;
     use super::*;
     use crate::levels::{Device, MoveQueue, Region};
+    use proptest::prelude::*;
+    use std::panic::Location;
 
     fn record(graph: &Graph, held: ClassId, wanted: ClassId) {
         graph.rows[held.index()].fetch_or(wanted.bit(), Ordering::Relaxed);
@@ -210,5 +213,48 @@ mod tests {
         }
         assert_eq!(ways(&graph, ClassId::FENCE, region), Some(1));
         assert_eq!(ways(&graph, region, ClassId::FENCE), None);
+    }
+
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+    /// Whether the pairs lead from one to the other.
+    fn leads(pairs: &[(usize, usize)], from: usize, to: usize) -> bool {
+        let mut reached = vec![from];
+        let mut index = 0;
+        while let Some(at) = reached.get(index).copied() {
+            index += 1;
+            let next = pairs.iter().filter(|(outer, _)| *outer == at).map(|(_, inner)| *inner);
+            reached.extend(next.filter(|next| !reached.contains(next)).collect::<Vec<_>>());
+        }
+        reached.contains(&to)
+    }
+
+    proptest! {
+        #[test]
+        fn a_pair_is_refused_exactly_when_it_closes_a_circle_and_the_circle_is_shown(
+            wishes in prop::collection::vec((0..NAMES.len(), 0..NAMES.len()), 1..40),
+        ) {
+            let graph = Graph::new();
+            let ids = NAMES.map(|name| graph.classes.id(name, Position::Outside).unwrap());
+            let mut on_record: Vec<(usize, usize)> = Vec::new();
+            for (outer, inner) in wishes.into_iter().filter(|(outer, inner)| outer != inner) {
+                let (site, class) = (Location::caller(), ids[inner]);
+                let bid = Bid { class, join: Join::Never, deed: Deed::Take, site };
+                match graph.learn(&[Entry::of(ids[outer])], &bid) {
+                    Ok(()) => {
+                        prop_assert!(!leads(&on_record, inner, outer), "{outer} then {inner} after {on_record:?}");
+                        on_record.push((outer, inner));
+                        prop_assert!(graph.knows(ids[outer], ids[inner]));
+                    }
+                    Err(circle) => {
+                        prop_assert!(leads(&on_record, inner, outer));
+                        prop_assert_eq!(circle.steps[0].from, ids[inner]);
+                        prop_assert_eq!(circle.steps[circle.steps.len() - 1].to, ids[outer]);
+                        prop_assert!(circle.steps.windows(2).all(|pair| pair[0].to == pair[1].from));
+                        prop_assert!(circle.steps.iter().all(|step| step.chain.is_some()));
+                    }
+                }
+            }
+        }
     }
 }

@@ -28,6 +28,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// A lock of this class, taken here.
+    #[cfg(all(test, not(any(loom, shuttle))))]
+    #[track_caller]
+    pub(super) fn of(class: ClassId) -> Entry {
+        let site = Location::caller();
+        Entry { id: 0, class, depth: None, group: 0, instance: 0, deed: Deed::Take, site, repeats: false }
+    }
+
     /// Whether it stands for a lock and not for a scope.
     fn is_lock(&self) -> bool {
         matches!(self.deed, Deed::Take | Deed::Try)
