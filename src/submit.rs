@@ -7,7 +7,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use devpagemap_fence::lockdep::Signalling;
+use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::{Fence, FenceError, FenceSet, Slot, Usage};
 use devpagemap_migrate::ExtentList;
 
@@ -173,6 +173,7 @@ impl Arrivals {
     /// The failure of the first that failed: the bytes are not there, and the work must not run.
     #[track_caller]
     pub fn wait(&self) -> std::result::Result<(), FenceError> {
+        lockdep::assert_may_wait();
         let mut outcome = Ok(());
         for fence in &self.0 {
             outcome = outcome.and(fence.wait());

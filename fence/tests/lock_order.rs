@@ -7,10 +7,11 @@ use devpagemap_fence::levels::{Aperture, Device, MoveQueue, ORDER, Region, Regis
 use devpagemap_fence::lockdep::{
     Signalling, assert_may_signal, assert_may_wait, held_count, might_evict, might_lock,
 };
-use devpagemap_fence::{Contended, Exec, Held, Lock, Timeline};
+use devpagemap_fence::{Contended, Exec, FenceSet, Held, Lock, Timeline};
 use lock_reports::{assert_says, object, report_of};
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Two root tokens of one thread: what types cannot see.
 fn two_roots() -> [Held<'static, Root>; 2] {
@@ -304,6 +305,19 @@ fn waiting_for_a_fence_under_a_region_lock_is_noticed_even_if_it_has_signalled()
     let second = line_below!(1);
     let report = report_of(|| fence.wait());
     assert_says(&report, &["may not wait for a fence", "between Tickets and Region", first, second]);
+}
+
+#[test]
+fn waiting_for_a_set_under_a_region_lock_is_noticed_even_if_it_is_empty() {
+    let region = Lock::<Region, _>::new("region", ());
+    let mut held = Held::enter();
+    let _guard = region.lock(&mut held);
+    let waiting = line_below!(1);
+    let report = report_of(|| FenceSet::new().wait());
+    assert_says(&report, &["may not wait for a fence", waiting]);
+    let waiting = line_below!(1);
+    let report = report_of(|| FenceSet::new().wait_timeout(Duration::ZERO));
+    assert_says(&report, &["may not wait for a fence", waiting]);
 }
 
 #[test]
