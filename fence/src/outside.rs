@@ -86,7 +86,7 @@ impl<T> OutsideGuard<'_, T> {
     }
 
     /// As [`wait`](OutsideGuard::wait), but no later than `deadline`; true when the deadline passed.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub fn wait_until(self, condvar: &Condvar, deadline: std::time::Instant) -> (Self, bool) {
         let OutsideGuard { guard, record } = self;
         let (guard, timed_out) = condvar.wait_until(guard, deadline);
