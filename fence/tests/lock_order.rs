@@ -293,6 +293,33 @@ fn what_one_thread_holds_another_does_not() {
     drop(guard);
 }
 
+/// Takes a lock when its thread has ended.
+struct LocksAtTheEnd(Arc<Lock<Region, u32>>);
+
+impl Drop for LocksAtTheEnd {
+    fn drop(&mut self) {
+        might_lock::<Region>("region");
+        *self.0.lock(&mut Held::in_destructor()) += 1;
+        *self.0.lock(&mut Held::enter()) += 1;
+    }
+}
+
+#[test]
+fn a_thread_whose_locals_are_gone_may_still_lock() {
+    std::thread_local! {
+        static KEPT: std::cell::OnceCell<LocksAtTheEnd> = const { std::cell::OnceCell::new() };
+    }
+    let region = Arc::new(Lock::<Region, _>::new("region", 0));
+    let theirs = region.clone();
+    let thread = std::thread::spawn(move || {
+        // Locals end in the opposite order of their first use: what is held ends before what is kept.
+        KEPT.with(|kept| assert!(kept.set(LocksAtTheEnd(theirs.clone())).is_ok()));
+        assert_eq!(*theirs.lock(&mut Held::enter()), 0);
+    });
+    thread.join().unwrap();
+    assert_eq!(*region.lock(&mut Held::enter()), 2);
+}
+
 #[test]
 fn waiting_for_a_fence_under_a_region_lock_is_noticed_even_if_it_has_signalled() {
     let timeline = Timeline::new("ring");

@@ -66,7 +66,7 @@ pub(super) fn enforce(bid: &Bid) {
         let violation = check(stack, bid).err()?;
         Some(report::violation(stack, bid, &violation))
     });
-    if let Some(text) = refusal {
+    if let Some(text) = refusal.flatten() {
         report(|| text);
     }
 }

@@ -1,4 +1,6 @@
 //! What a thread holds, in the order in which it came to hold it.
+//!
+//! The stack is a local of its thread. Other locals may end later and take locks while they do; then nobody watches.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -64,17 +66,20 @@ crate::sync::thread_local! {
     static STACK: RefCell<Stack> = RefCell::new(Stack::default());
 }
 
-/// Looks at what this thread holds.
-pub(super) fn look<O>(body: impl FnOnce(&Stack) -> O) -> O {
-    STACK.with(|stack| body(&stack.borrow()))
+/// Looks at what this thread holds; none once the thread has ended.
+pub(super) fn look<O>(body: impl FnOnce(&Stack) -> O) -> Option<O> {
+    STACK.try_with(|stack| body(&stack.borrow())).ok()
+}
+
+fn change<O>(body: impl FnOnce(&mut Stack) -> O) -> Option<O> {
+    STACK.try_with(|stack| body(&mut stack.borrow_mut())).ok()
 }
 
 /// Runs `body` as if this thread held nothing.
 pub(super) fn aside(body: impl FnOnce()) {
-    let swap = |stack: Stack| STACK.with(|own| own.replace(stack));
-    let own = swap(Stack::default());
+    let own = change(std::mem::take);
     body();
-    swap(own);
+    change(|stack| *stack = own.unwrap_or_default());
 }
 
 /// Stands for one held lock, or one scope; dropping it takes that off the thread's stack.
@@ -86,9 +91,8 @@ pub(crate) struct Record {
 impl Record {
     /// Notes the address of the lock, for those who ask whether this very one is held.
     pub(crate) fn of(self, instance: usize) -> Record {
-        STACK.with(|stack| {
-            let entries = &mut stack.borrow_mut().entries;
-            if let Some(entry) = entries.iter_mut().rfind(|entry| entry.id == self.id) {
+        change(|stack| {
+            if let Some(entry) = stack.entries.iter_mut().rfind(|entry| entry.id == self.id) {
                 entry.instance = instance;
             }
         });
@@ -98,11 +102,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let id = self.id;
-        // A thread's locals may be gone when its last guards are; then nobody asks any more.
-        let _ = STACK.try_with(|stack| {
-            let entries = &mut stack.borrow_mut().entries;
-            if let Some(index) = entries.iter().rposition(|entry| entry.id == id) {
+        change(|stack| {
+            let entries = &mut stack.entries;
+            if let Some(index) = entries.iter().rposition(|entry| entry.id == self.id) {
                 let gone = entries.remove(index);
                 if let Some(next) = entries.get_mut(index) {
                     next.repeats &= gone.repeats;
@@ -114,30 +116,30 @@ impl Drop for Record {
 
 pub(super) fn push(bid: &Bid, group: u64) -> Record {
     let depth = GRAPH.classes.get(bid.class).position.depth();
-    STACK.with(|stack| {
-        let stack = &mut *stack.borrow_mut();
+    let pushed = change(|stack| {
         stack.next_id += 1;
         let id = stack.next_id;
         let Bid { class, deed, site, .. } = *bid;
         let repeats = stack.entries.last().is_some_and(|last| last.class == class && last.group == group);
         stack.entries.push(Entry { id, class, depth, group, instance: 0, deed, site, repeats });
-        Record { id, not_send: PhantomData }
-    })
+        id
+    });
+    // No entry is called 0.
+    Record { id: pushed.unwrap_or(0), not_send: PhantomData }
 }
 
 /// Whether this thread holds the lock at this address.
 pub(super) fn holds(instance: usize) -> bool {
-    look(|stack| stack.entries.iter().any(|held| held.instance == instance))
+    look(|stack| stack.entries.iter().any(|held| held.instance == instance)).unwrap_or(true)
 }
 
 pub(crate) fn held_count() -> usize {
-    look(|stack| stack.entries.iter().filter(|held| held.is_lock()).count())
+    look(|stack| stack.entries.iter().filter(|held| held.is_lock()).count()).unwrap_or(0)
 }
 
 /// Notes where a root token is made. A signalling section is no lock, so a token may be made inside one.
 pub(super) fn enter_root(site: Site) -> Result<(), Forgery> {
-    STACK.with(|stack| {
-        let stack = &mut *stack.borrow_mut();
+    let entered = change(|stack| {
         let innermost = stack.entries.iter().rfind(|held| held.deed != Deed::Section);
         match innermost {
             None => {
@@ -149,5 +151,6 @@ pub(super) fn enter_root(site: Site) -> Result<(), Forgery> {
                 Err(Forgery::InsideLock { class: held.class, since: held.site, root: stack.roots[0] })
             }
         }
-    })
+    });
+    entered.unwrap_or(Ok(()))
 }
