@@ -5,6 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use devpagemap_fence::lockdep;
 use devpagemap_migrate::MoveQueue;
 
 use crate::backend::{Arena, DeviceMemory};
@@ -128,6 +129,7 @@ impl<D: Driver> DeviceBuilder<D> {
     /// [`Error::InvalidSize`] for sizes that are zero or not whole pages, [`Error::Io`] when the system refuses, and whatever the
     /// driver says.
     pub fn build(self) -> Result<Device<D>> {
+        lockdep::prime();
         let vram_bytes = self.vram.as_bytes();
         let visible_bytes = checked_visible(self.visible.unwrap_or(self.vram), vram_bytes)?;
         let vram = VramRegion::new(vram_bytes, visible_bytes)?;

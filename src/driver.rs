@@ -61,7 +61,9 @@ impl Moved<'_> {
 /// A GPU as the memory manager needs it. Every method but one has a default.
 ///
 /// The manager calls these with reservations held, never with an inner lock; an implementation may use fences and its own
-/// locks, and must not call back into the device.
+/// locks, and must not call back into the device. [`Driver::rebind`] and the closure of a
+/// [`Submission`](crate::Submission) run on the way to a fence's signal: who waits for a fence there is reported in debug
+/// builds, though it may end well.
 pub trait Driver: Any + Send + Sync {
     /// Who copies. Called once, when the device is built; `memory` is all that the CPU sees of the device's memory.
     ///

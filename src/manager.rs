@@ -6,6 +6,7 @@ use std::time::Instant;
 
 #[cfg(not(any(loom, shuttle)))]
 use devpagemap_fence::Watchdog;
+use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::sync::thread::Builder;
 use devpagemap_fence::{
     Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, blocking_waits, in_callback, levels,
@@ -148,6 +149,7 @@ impl Manager {
         buffers: &[Arc<BufferObject>],
         mut body: impl FnMut(&mut Transaction<'_, '_, '_>) -> Result<O>,
     ) -> Result<O> {
+        lockdep::might_lock::<levels::Tickets>("reservation");
         let waits_before = blocking_waits();
         let mut held = Held::enter();
         let mut exec = Exec::new(&mut held);
@@ -181,6 +183,7 @@ impl Manager {
             Operation::Clear { .. } => Counters::add(&self.counters.cleared_bytes, buffer.footprint_bytes),
         }
         let (set, mut held) = transaction.exec.split();
+        let _signalling = Signalling::begin();
         let fence = self.queue().submit(request, &mut held);
         #[cfg(not(loom_mutant = "moves_are_not_remembered"))]
         self.remember(&fence, &mut held);
@@ -217,6 +220,7 @@ impl Manager {
     /// # Errors
     /// [`Error::FenceFailed`] with the first failure.
     pub(crate) fn wait(&self, fences: &FenceSet) -> Result<()> {
+        lockdep::assert_may_wait();
         if fences.is_signaled() {
             return fences.first_error().map_or(Ok(()), |error| Err(error.into()));
         }
@@ -237,8 +241,9 @@ impl Manager {
         }
     }
 
+    /// May be called in a fence callback too.
     pub(crate) fn stats(&self) -> Stats {
-        let mut held = Held::enter();
+        let mut held = Held::in_destructor();
         let moves = self.queue().stats();
         let mut stats = self.counters.snapshot();
         stats.copy_busy_ns = moves.busy_ns;

@@ -131,7 +131,7 @@ impl Reasons {
         }
     }
 
-    pub(crate) fn snapshot(&self, held: &mut Held<'_, levels::Root>) -> BTreeMap<String, u64> {
+    pub(crate) fn snapshot(&self, held: &mut Held<'_, levels::Tickets>) -> BTreeMap<String, u64> {
         self.0.lock(held).clone()
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::{Fence, FenceError, FenceSet, Slot, Usage};
 use devpagemap_migrate::ExtentList;
 
@@ -104,6 +105,8 @@ impl<D: Driver> Submission<D> {
             }
             let job = Job::new(transaction, &uses, &known, &after);
             let queue = queue.take().expect("nothing after this asks for a restart");
+            // The driver publishes the job's fence; until every buffer has it, nothing may wait for the GPU.
+            let _signalling = Signalling::begin();
             let fence = queue(driver_of(&manager), &job)?;
             attach(transaction, &uses, &fence);
             Ok(fence)
@@ -168,8 +171,14 @@ impl Arrivals {
     ///
     /// # Errors
     /// The failure of the first that failed: the bytes are not there, and the work must not run.
+    #[track_caller]
     pub fn wait(&self) -> std::result::Result<(), FenceError> {
-        self.0.iter().map(Fence::wait).fold(Ok(()), std::result::Result::and)
+        lockdep::assert_may_wait();
+        let mut outcome = Ok(());
+        for fence in &self.0 {
+            outcome = outcome.and(fence.wait());
+        }
+        outcome
     }
 }
 

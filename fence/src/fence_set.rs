@@ -13,6 +13,7 @@ use crate::error::FenceError;
 #[cfg(not(any(loom, shuttle)))]
 use crate::error::WaitError;
 use crate::fence::Fence;
+use crate::lockdep;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 use crate::timeline::TimelineId;
@@ -103,6 +104,7 @@ impl FenceSet {
     /// As [`Fence::wait`].
     #[track_caller]
     pub fn wait(&self) -> Result<(), FenceError> {
+        lockdep::assert_may_wait();
         let mut outcome = Ok(());
         for fence in &self.fences {
             outcome = outcome.and(fence.wait());
@@ -114,6 +116,7 @@ impl FenceSet {
     #[cfg(not(any(loom, shuttle)))]
     #[track_caller]
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), WaitError> {
+        lockdep::assert_may_wait();
         let begin = Instant::now();
         let deadline = begin.checked_add(timeout);
         let mut outcome = Ok(());

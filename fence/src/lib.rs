@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`levels`] | the lock order; [`Lock`], [`Held`]: a wrong order does not compile |
+//! | [`Outside`] | locks that have no level |
 //! | [`lockdep`] | the same order at run time, for what types cannot see (debug builds and models) |
 //! | [`Timeline`], [`Fence`] | points that signal once, in order, with an error or without |
 //! | [`FenceSet`] | the latest point of each of several timelines |
@@ -70,6 +71,7 @@ mod hang;
 mod hung;
 pub mod levels;
 pub mod lockdep;
+mod outside;
 mod owner;
 mod place;
 mod places;
@@ -94,6 +96,7 @@ pub use foreign::{FdWatcher, ImportRefused};
 pub use future::{AnyOfFuture, FenceFuture, FenceSetFuture};
 pub use hang::{Hang, HangAction, HangHook};
 pub use levels::{Below, Guard, Held, Level, Lock};
+pub use outside::{Outside, OutsideGuard};
 pub use reservation::{Locked, Reservable, Reservation, Usage};
 pub use sync::claim::Keep;
 pub use timeline::{Timeline, TimelineBuilder, TimelineId};

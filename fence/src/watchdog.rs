@@ -20,6 +20,7 @@ pub use thread::Watchdog;
 #[cfg(not(any(loom, shuttle)))]
 mod thread {
     use super::Watched;
+    use crate::lockdep::Signalling;
     use crate::sync::{Arc, Condvar, Mutex, Weak};
     use std::fmt;
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -130,6 +131,8 @@ mod thread {
 
     fn look_at(watched: &dyn Watched) -> Option<Instant> {
         let now = Instant::now();
+        // What hangs is failed here: nobody else would notice that this thread waits for it.
+        let _signalling = Signalling::begin();
         catch_unwind(AssertUnwindSafe(|| watched.check(now))).unwrap_or_else(|_| {
             tracing::error!("a watched thing panicked when it was checked");
             Some(now + AFTER_PANIC)

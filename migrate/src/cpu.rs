@@ -3,7 +3,8 @@
 use crate::engine::{Chunk, Completion, CopyEngine, EngineError, Reset};
 use crate::memory::MemoryMap;
 use crate::transfer;
-use devpagemap_fence::sync::{Condvar, Mutex};
+use devpagemap_fence::Outside;
+use devpagemap_fence::sync::Condvar;
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ pub struct CpuEngine {
     name: String,
     memory: Arc<dyn MemoryMap>,
     /// Chunks being copied.
-    busy: Mutex<usize>,
+    busy: Outside<usize>,
     /// Notified when that becomes none.
     quiet: Condvar,
 }
@@ -23,7 +24,12 @@ pub struct CpuEngine {
 impl CpuEngine {
     /// An engine over this memory.
     pub fn new(name: impl Into<String>, memory: Arc<dyn MemoryMap>) -> Arc<CpuEngine> {
-        Arc::new(CpuEngine { name: name.into(), memory, busy: Mutex::new(0), quiet: Condvar::new() })
+        Arc::new(CpuEngine {
+            name: name.into(),
+            memory,
+            busy: Outside::new("cpu engine", 0),
+            quiet: Condvar::new(),
+        })
     }
 
     fn perform(&self, chunk: &Chunk) -> Result<(), EngineError> {
@@ -58,7 +64,7 @@ impl CopyEngine for CpuEngine {
     fn reset(&self) -> Reset {
         let mut busy = self.busy.lock();
         while *busy > 0 {
-            busy = self.quiet.wait(busy);
+            busy = busy.wait(&self.quiet);
         }
         Reset::Recovered
     }

@@ -28,9 +28,10 @@ use crate::schedule::MoveId;
 use crate::slots::Ticket;
 use crate::state::{Publication, State, Step};
 use devpagemap_fence::levels::{self, Below, Level};
+use devpagemap_fence::lockdep::Signalling;
+use devpagemap_fence::sync::Condvar;
 use devpagemap_fence::sync::atomic::{AtomicUsize, Ordering};
-use devpagemap_fence::sync::{Condvar, Mutex};
-use devpagemap_fence::{Held, Lock, Timeline, Watched};
+use devpagemap_fence::{Held, Lock, Outside, Timeline, Watched};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -54,7 +55,7 @@ pub(crate) struct Inner {
     pub(crate) chunk_timeout: Duration,
     pub(crate) state: Lock<levels::MoveQueue, State>,
     /// Answers nobody has looked at. Held for a push or a take; nothing is taken under it.
-    inbox: Mutex<VecDeque<Answer>>,
+    inbox: Outside<VecDeque<Answer>>,
     pub(crate) ledger: Ledger,
     /// Moves whose fence has not signalled.
     pub(crate) unpublished: AtomicUsize,
@@ -75,7 +76,7 @@ impl Inner {
             timelines,
             chunk_timeout,
             state: Lock::new("move queue", state),
-            inbox: Mutex::new(VecDeque::new()),
+            inbox: Outside::new("move inbox", VecDeque::new()),
             ledger,
             unpublished: AtomicUsize::new(0),
             changed: Condvar::new(),
@@ -88,6 +89,7 @@ impl Inner {
         levels::MoveQueue: Below<H>,
     {
         let Some(driving) = Driving::begin(self) else { return };
+        let _signalling = Signalling::begin();
         let (mut published, mut panicked) = (None, None);
         loop {
             let now = Instant::now();
@@ -137,6 +139,15 @@ impl Inner {
         let fences = self.state.lock(held).release(id, &self.ledger);
         drop(fences);
         self.drive(held);
+    }
+
+    /// Fails the moves that still wait for fences.
+    pub(crate) fn abandon_blocked<H: Level>(&self, held: &mut Held<'_, H>)
+    where
+        levels::MoveQueue: Below<H>,
+    {
+        let fences = self.state.lock(held).abandon_blocked(&self.timelines, &self.ledger);
+        drop(fences);
     }
 
     /// Sleeps until the queue is as wanted, resetting engines that hang meanwhile.
@@ -193,7 +204,8 @@ impl Inner {
     fn answer(&self, answer: Answer) {
         self.inbox.lock().push_back(answer);
         if !Driving::is_here(self) {
-            self.drive(&mut Held::enter());
+            // The thread may be in a callback: an engine may wait for fences of its own.
+            self.drive(&mut Held::in_destructor());
         }
     }
 
@@ -215,6 +227,7 @@ impl Inner {
             tracing::warn!(engine, %error, chunks = hung.chunks.len(), "copy engine is reset");
             // What the engine drops while it resets is noted and not acted upon inside its locks.
             let driving = Driving::begin(self);
+            let _signalling = Signalling::begin();
             let outcome = hung.engine.reset();
             drop(driving);
             self.state.lock(held).was_reset(hung, outcome, &self.ledger);

@@ -15,7 +15,8 @@ use std::fmt;
 
 /// Performs chunks of moves. A driver implements it once for each of its copy engines.
 ///
-/// `submit` and `reset` are called with none of this library's locks held at region level or further in.
+/// `submit` and `reset` are called with none of this library's locks held at region level or further in, and on the way
+/// to a fence's signal: neither may wait for a fence, which debug builds report.
 pub trait CopyEngine: Send + Sync {
     /// The engine's name, for errors, reasons and statistics.
     fn name(&self) -> &str;
@@ -150,8 +151,8 @@ impl Completion {
     }
 
     /// Reports how the chunk ended. Inside [`CopyEngine::submit`] and [`CopyEngine::reset`] the report is only noted;
-    /// elsewhere fences are signalled and callbacks run before this returns, so no lock of the order may be held, and
-    /// none that `submit` or `reset` takes.
+    /// elsewhere fences are signalled and callbacks run before this returns, so no lock of the region level or further
+    /// in may be held, and none that `submit` or `reset` takes. A fence callback may report too.
     pub fn complete(mut self, result: Result<(), EngineError>) {
         if let Some(answer) = self.answer.take() {
             answer(result);

@@ -1,7 +1,7 @@
 //! What the queue counts.
 
 use crate::piece::Operation;
-use devpagemap_fence::sync::Mutex;
+use devpagemap_fence::Outside;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -60,14 +60,14 @@ pub struct MoveStats {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     /// Taken for a few additions, mostly under the queue's lock; nothing is taken under it.
-    stats: Mutex<MoveStats>,
+    stats: Outside<MoveStats>,
 }
 
 impl Ledger {
     pub(crate) fn new<'a>(engines: impl Iterator<Item = &'a Arc<str>>) -> Ledger {
         let engines =
             engines.map(|name| EngineStats { name: name.to_string(), ..EngineStats::default() }).collect();
-        Ledger { stats: Mutex::new(MoveStats { engines, ..MoveStats::default() }) }
+        Ledger { stats: Outside::new("move ledger", MoveStats { engines, ..MoveStats::default() }) }
     }
 
     pub(crate) fn read(&self) -> MoveStats {

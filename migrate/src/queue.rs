@@ -8,7 +8,7 @@ use crate::request::{MoveRequest, Urgency};
 use crate::slots::{EngineSet, EngineSlot, Role};
 use crate::state::State;
 use devpagemap_fence::levels::{self, Below, Level};
-use devpagemap_fence::lockdep;
+use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::sync::atomic::Ordering;
 use devpagemap_fence::{Fence, Held, Timeline, Watched};
 use std::fmt;
@@ -29,7 +29,8 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// Dropping the queue finishes every move that can run, fails those that still wait for a fence
 /// ([`FenceError::Abandoned`](devpagemap_fence::FenceError::Abandoned)), and lets go of the engines. It must be
-/// dropped with no lock of the order held; dropped inside a fence callback of its own moves it does not wait.
+/// dropped with no lock of the order held, and inside no callback of somebody else's fence; dropped inside a fence
+/// callback of its own moves it does not wait.
 ///
 /// ```
 /// use devpagemap_fence::Held;
@@ -81,6 +82,7 @@ impl MoveQueue {
         let span = tracing::debug_span!("move", label, bytes, ?urgency, waits_for = waits.len());
         span.in_scope(|| tracing::debug!("queued"));
         let inner = &self.inner;
+        let _signalling = Signalling::begin();
         inner.unpublished.fetch_add(1, Ordering::Relaxed);
         let blockers = waits.clone();
         #[cfg(loom_mutant = "move_listens_before_it_is_admitted")]
@@ -133,25 +135,23 @@ impl MoveQueue {
 /// The callback on what a move waits for.
 fn released(queue: &Weak<Inner>, id: u64) {
     if let Some(queue) = queue.upgrade() {
-        queue.release(id, &mut Held::enter());
+        queue.release(id, &mut Held::in_destructor());
     }
 }
 
 impl Drop for MoveQueue {
     fn drop(&mut self) {
         let inner = &self.inner;
-        let mut held = Held::enter();
         // A callback of one of our own fences: this thread may be the one whose progress would be waited for. What
         // runs goes on without the handle, and the last chunk's completion takes the rest down.
-        let is_inside = Driving::is_here(inner);
-        if !is_inside {
-            inner.rest_until(&mut held, State::is_quiet);
-        }
-        let fences = inner.state.lock(&mut held).abandon_blocked(&inner.timelines, &inner.ledger);
-        drop(fences);
-        if is_inside {
+        if Driving::is_here(inner) {
+            inner.abandon_blocked(&mut Held::in_destructor());
             return;
         }
+        lockdep::assert_may_wait();
+        let mut held = Held::enter();
+        inner.rest_until(&mut held, State::is_quiet);
+        inner.abandon_blocked(&mut held);
         inner.drive(&mut held);
         inner.rest_until(&mut held, State::is_idle);
         let engines = inner.state.lock(&mut held).take_engines();

@@ -19,7 +19,9 @@ use crate::engine::{Chunk, Completion, CopyEngine, EngineError, Reset};
 use crate::memory::MemoryMap;
 use crate::piece::Route;
 use crate::transfer;
-use devpagemap_fence::sync::{Condvar, Mutex, MutexGuard};
+use devpagemap_fence::lockdep::Signalling;
+use devpagemap_fence::sync::Condvar;
+use devpagemap_fence::{Outside, OutsideGuard};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -88,7 +90,7 @@ struct Work {
 
 struct Shared {
     memory: Arc<dyn MemoryMap>,
-    work: Mutex<Work>,
+    work: Outside<Work>,
     /// Notified on everything the thread may wait for.
     wake: Condvar,
     /// Notified when the thread leaves a copy loop.
@@ -128,7 +130,7 @@ impl SoftwareEngine {
         let name = name.into();
         let shared = Arc::new(Shared {
             memory,
-            work: Mutex::new(Work::default()),
+            work: Outside::new("software engine", Work::default()),
             wake: Condvar::new(),
             quiet: Condvar::new(),
         });
@@ -186,7 +188,7 @@ impl CopyEngine for SoftwareEngine {
         }
         self.shared.wake.notify_all();
         while work.copying {
-            work = self.shared.quiet.wait(work);
+            work = work.wait(&self.shared.quiet);
         }
         let outcome = if work.dead { Reset::Dead } else { Reset::Recovered };
         drop(work);
@@ -241,6 +243,8 @@ impl Shared {
     fn run(&self) {
         let _deathbed = Deathbed(self);
         while let Some((Job { chunk, done }, fate, epoch)) = self.next_job() {
+            // The fence of the chunk's move waits for what follows.
+            let _signalling = Signalling::begin();
             match self.perform(&chunk, fate, epoch) {
                 Some(result) => done.complete(result),
                 // Reset or stopped meanwhile: dropped unanswered.
@@ -260,7 +264,7 @@ impl Shared {
                 let fate = work.next_fate();
                 return Some((job, fate, work.epoch));
             }
-            work = self.wake.wait(work);
+            work = work.wait(&self.wake);
         }
     }
 
@@ -304,14 +308,14 @@ impl Shared {
 
     /// Sleeps until the deadline, or for ever; `None` when the epoch changes.
     fn sleep(&self, deadline: Option<Instant>, epoch: u64) -> Option<()> {
-        let mut work: MutexGuard<'_, Work> = self.work.lock();
+        let mut work: OutsideGuard<'_, Work> = self.work.lock();
         while work.epoch == epoch {
             let Some(deadline) = deadline else {
-                work = self.wake.wait(work);
+                work = work.wait(&self.wake);
                 continue;
             };
             let timed_out;
-            (work, timed_out) = self.wake.wait_until(work, deadline);
+            (work, timed_out) = work.wait_until(&self.wake, deadline);
             if timed_out {
                 return Some(());
             }

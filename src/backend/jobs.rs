@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline, sync::Mutex};
+use devpagemap_fence::lockdep::Signalling;
+use devpagemap_fence::{Fence, FenceError, FenceSet, Outside, Timeline};
 use devpagemap_migrate::{Extent, ExtentList, MemoryMap, Space};
 
 use super::DeviceMemory;
@@ -27,7 +28,7 @@ pub(crate) struct Ring {
     /// Signals the ring's jobs. Its own lock.
     timeline: Arc<Timeline>,
     /// Keeps the order of points and the order of jobs the same; `None` once the ring closes.
-    jobs: Mutex<Option<Sender<QueuedJob>>>,
+    jobs: Outside<Option<Sender<QueuedJob>>>,
     /// Constant until drop.
     thread: Option<JoinHandle<()>>,
 }
@@ -38,7 +39,7 @@ impl Ring {
         let (sender, receiver) = channel();
         let signals = timeline.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || run_jobs(&receiver, &signals))?;
-        Ok(Ring { timeline, jobs: Mutex::new(Some(sender)), thread: Some(thread) })
+        Ok(Ring { timeline, jobs: Outside::new("software ring", Some(sender)), thread: Some(thread) })
     }
 
     /// Whether the calling thread is the one that runs this ring's jobs.
@@ -87,7 +88,9 @@ fn run_jobs(jobs: &Receiver<QueuedJob>, timeline: &Timeline) {
         let seqno = job.fence.seqno();
         // A ring waits the way hardware does: in the engine, for semaphores, in order. An error there only ends the wait.
         let _ordering_only = job.after.wait();
-        match job.needs.wait() {
+        let arrived = job.needs.wait();
+        let _signalling = Signalling::begin();
+        match arrived {
             Err(error) => timeline.fail(seqno, FenceError::Dependency(Box::new(error))),
             Ok(()) => match catch_unwind(AssertUnwindSafe(job.work)) {
                 Ok(Ok(())) => timeline.signal(seqno),

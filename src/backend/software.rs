@@ -82,7 +82,8 @@ impl SoftwareGpu {
         self.engines.get()?.get(index)
     }
 
-    /// Queues `work` on the ring with the shortest backlog, behind everything the job must wait for. Never waits.
+    /// Queues `work` on the ring with the shortest backlog, behind everything the job must wait for. Never waits, and
+    /// neither may `work` wait for a fence: debug builds report it.
     ///
     /// # Errors
     /// [`Error::Driver`] when this GPU has not been built into a device.

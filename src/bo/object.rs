@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage};
+use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage, levels, lockdep};
 
 use super::{Place, Placement};
 use crate::error::{Error, Result};
@@ -91,6 +91,7 @@ impl std::fmt::Debug for BufferObject {
 
 impl Drop for BufferObject {
     fn drop(&mut self) {
+        lockdep::might_lock::<levels::Region>("VRAM region");
         #[cfg(not(loom_mutant = "dead_bytes_lose_their_fences"))]
         let fences = self.reservation.fences(Usage::Bookkeep);
         #[cfg(loom_mutant = "dead_bytes_lose_their_fences")]

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use devpagemap_fence::{Exec, Fence, FenceSet, Slot, Usage};
+use devpagemap_fence::{Exec, Fence, FenceSet, Slot, Usage, lockdep};
 use devpagemap_migrate::{MoveRequest, Operation, Urgency};
 
 use super::{BufferObject, Place, Placement};
@@ -80,6 +80,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
     /// # Errors
     /// [`Error::Contended`] (restart), or why the last place could not be had. What was moved before stays moved.
     pub(crate) fn validate(&mut self, slot: Slot, placement: &Placement) -> Result<()> {
+        lockdep::might_evict();
         let buffer = self.exec.set().arc(slot);
         self.exec.set().state(slot).check_not_lost()?;
         self.exec.set_mut().reserve_fences(slot, FENCES_PER_BUFFER)?;

@@ -1,5 +1,7 @@
 //! CPU maps: a buffer that stays put where the CPU sees it.
 
+use devpagemap_fence::{levels, lockdep};
+
 use crate::bo::Buffer;
 use crate::error::{Error, Result};
 use crate::region::{Pin, RegionKind};
@@ -98,6 +100,7 @@ impl CpuMap {
 
 impl Drop for CpuMap {
     fn drop(&mut self) {
+        lockdep::might_lock::<levels::Region>("VRAM region");
         if let Some(pin) = self.pin.take() {
             self.buffer.0.manager.unpin(pin);
         }

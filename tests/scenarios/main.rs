@@ -6,6 +6,7 @@ mod cpu_access;
 mod determinism;
 mod eviction;
 mod faults;
+mod lock_order;
 mod model;
 mod pipelining;
 #[path = "../setup/mod.rs"]

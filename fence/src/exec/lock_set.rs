@@ -130,7 +130,8 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     pub fn try_lock(&mut self, object: impl Into<Keep<'o, R>>) -> Option<Slot> {
         match self.claim(object.into()) {
             Ok(grip) => {
-                let record = lockdep::acquire_tried(Tickets::RANK, "reservation", self.group);
+                let instance = grip.object().reservation().instance();
+                let record = lockdep::acquire_tried(Tickets::RANK, "reservation", self.group).of(instance);
                 Some(self.keep(grip, record))
             }
             Err((object, found)) => self.already(&object, found),

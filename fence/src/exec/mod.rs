@@ -118,9 +118,11 @@ impl<'h, 'o, R: Reservable> Exec<'h, 'o, R> {
     #[inline]
     #[track_caller]
     pub fn lock(&mut self, object: impl Into<Keep<'o, R>>) -> Result<Slot, LockError> {
-        let record = lockdep::acquire(Tickets::RANK, "reservation", self.set.group());
+        let object = object.into();
+        let instance = object.object().reservation().instance();
+        let record = lockdep::acquire(Tickets::RANK, "reservation", self.set.group()).of(instance);
         let Exec { set, contended, interrupt, .. } = self;
-        let slot = set.lock_at_once(object.into(), record, |set, object, record| {
+        let slot = set.lock_at_once(object, record, |set, object, record| {
             Self::lock_unusually(set, object, record, *interrupt, contended)
         });
         slot.ok_or_else(|| self.why_refused())

@@ -93,7 +93,7 @@ impl<T> Reservation<T> {
         Tickets: Below<H>,
     {
         let _ = held;
-        let record = lockdep::acquire(Tickets::RANK, "reservation", lockdep::ALONE);
+        let record = lockdep::acquire(Tickets::RANK, "reservation", lockdep::ALONE).of(self.instance());
         let grip = self.claim_alone(Unclaimed::FREE).unwrap_or_else(|| self.wait_alone());
         Locked { grip, _record: record }
     }
@@ -113,7 +113,7 @@ impl<T> Reservation<T> {
     #[track_caller]
     pub fn try_lock(&self) -> Option<Locked<'_, T>> {
         let grip = self.claim_alone(Unclaimed::FREE)?;
-        let record = lockdep::acquire_tried(Tickets::RANK, "reservation", lockdep::ALONE);
+        let record = lockdep::acquire_tried(Tickets::RANK, "reservation", lockdep::ALONE).of(self.instance());
         Some(Locked { grip, _record: record })
     }
 
@@ -130,6 +130,19 @@ impl<T> Reservation<T> {
     /// Whether no fence of a usage up to `usage` is outstanding. Takes no lock and needs none.
     pub fn is_idle(&self, usage: Usage) -> bool {
         !self.fences.read().as_ref().is_some_and(|list| list.is_busy(usage))
+    }
+
+    /// Panics, in debug builds and models, unless this thread holds this lock.
+    #[inline]
+    #[track_caller]
+    pub fn assert_held(&self) {
+        lockdep::assert_held("reservation", self.instance());
+    }
+
+    /// Which lock lockdep is told about.
+    #[inline]
+    pub(crate) fn instance(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     /// Whether somebody holds the lock; true is old news at once, unless it is the caller.
