@@ -1,7 +1,7 @@
 //! Tickets that lock the same objects in opposite orders.
 #![cfg(loom)]
 
-use devpagemap_fence::{Exec, Held, LockError, Reservable, Reservation};
+use devpagemap_fence::{Exec, Held, Interrupt, LockError, Reservable, Reservation};
 use devpagemap_loom_tests::explore;
 use loom::thread;
 use std::sync::Arc;
@@ -73,10 +73,10 @@ fn assert_counts(objects: &[Arc<Object>], expected: u32) {
     }
 }
 
-/// Two threads, exhaustive.
+/// Two threads, at most five preemptions.
 #[test]
 fn two_tickets_locking_crosswise_both_finish() {
-    explore(None, || {
+    explore(Some(5), || {
         let [a, b] = objects();
         let theirs = [b.clone(), a.clone()];
         let other = thread::spawn(move || count_once(&theirs));
@@ -86,10 +86,10 @@ fn two_tickets_locking_crosswise_both_finish() {
     });
 }
 
-/// Two threads, exhaustive. Nothing stays locked when a ticket begins again.
+/// Two threads, at most five preemptions. Nothing stays locked when a ticket begins again.
 #[test]
 fn whatever_was_locked_before_a_restart_is_unlocked_at_the_end() {
-    explore(None, || {
+    explore(Some(5), || {
         let [a, b] = objects();
         let theirs = [b.clone(), a.clone()];
         let other = thread::spawn(move || count_up(&theirs));
@@ -99,11 +99,11 @@ fn whatever_was_locked_before_a_restart_is_unlocked_at_the_end() {
     });
 }
 
-/// Three threads, at most three preemptions. The main thread has the oldest ticket. A waiter that was right to wait for
+/// Three threads, at most two preemptions. The main thread has the oldest ticket. A waiter that was right to wait for
 /// a younger holder must give up when the oldest ticket gets the object in between.
 #[test]
 fn a_waiter_gives_up_when_an_older_ticket_becomes_the_holder() {
-    explore(Some(3), || {
+    explore(Some(2), || {
         let [a, b] = objects();
         let mut held = Held::enter();
         let mut oldest = Exec::new(&mut held);
@@ -137,5 +137,73 @@ fn a_ticket_and_a_single_lock_get_along() {
         single.join().unwrap();
         let mut held = Held::enter();
         assert_eq!(*b.0.lock(&mut held), 2);
+    });
+}
+
+/// Two threads, exhaustive. A set passes one barrier for all that it lets go of.
+#[test]
+fn a_set_that_lets_go_of_two_objects_forgets_no_waiter() {
+    explore(None, || {
+        let [a, b] = objects();
+        let theirs = b.clone();
+        let single = thread::spawn(move || {
+            let mut held = Held::enter();
+            *theirs.0.lock(&mut held) += 1;
+        });
+        {
+            let mut held = Held::enter();
+            let mut exec = Exec::new(&mut held);
+            if exec.set_mut().try_lock(&a).is_some() {
+                exec.set_mut().try_lock(&b);
+            }
+        }
+        single.join().unwrap();
+        assert!(!a.0.is_locked() && !b.0.is_locked());
+        let mut held = Held::enter();
+        assert_eq!(*b.0.lock(&mut held), 1);
+    });
+}
+
+fn waits_interruptibly(
+    object: &Arc<Object>,
+    interrupt: &Interrupt,
+) -> thread::JoinHandle<Result<(), LockError>> {
+    let (object, interrupt) = (object.clone(), interrupt.clone());
+    thread::spawn(move || {
+        let mut held = Held::enter();
+        let mut exec = Exec::interruptible(&mut held, &interrupt);
+        exec.run(|exec| exec.lock(&object)).map(drop)
+    })
+}
+
+/// Two threads, exhaustive.
+#[test]
+fn an_interrupt_ends_a_wait_whenever_it_began() {
+    explore(None, || {
+        let [a, _] = objects();
+        let interrupt = Interrupt::new();
+        let mut held = Held::enter();
+        let locked = a.0.lock(&mut held);
+        let waiter = waits_interruptibly(&a, &interrupt);
+        interrupt.raise();
+        assert_eq!(waiter.join().unwrap(), Err(LockError::Interrupted));
+        drop(locked);
+        assert!(!a.0.is_locked());
+    });
+}
+
+/// Two threads, exhaustive.
+#[test]
+fn a_wait_that_is_interrupted_beside_the_unlock_keeps_nobody_from_the_lock() {
+    explore(None, || {
+        let [a, _] = objects();
+        let interrupt = Interrupt::new();
+        let mut held = Held::enter();
+        let locked = a.0.lock(&mut held);
+        let waiter = waits_interruptibly(&a, &interrupt);
+        interrupt.raise();
+        drop(locked);
+        assert!(matches!(waiter.join().unwrap(), Ok(()) | Err(LockError::Interrupted)));
+        assert_eq!(*a.0.lock(&mut held), 0);
     });
 }

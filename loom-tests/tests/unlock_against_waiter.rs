@@ -57,3 +57,24 @@ fn a_try_succeeds_or_fails_at_once_beside_a_waiter() {
         assert_eq!(*reservation.lock(&mut held), 2 + u32::from(tried));
     });
 }
+
+/// Two threads, exhaustive. The payload is a cell that the model watches.
+#[test]
+fn the_next_holder_sees_what_the_last_one_did() {
+    explore(None, || {
+        let reservation = Arc::new(Reservation::new(0));
+        let theirs = reservation.clone();
+        let other = thread::spawn(move || {
+            if let Some(mut locked) = theirs.try_lock() {
+                *locked += 1;
+            }
+        });
+        while let Some(mut locked) = reservation.try_lock()
+            && *locked == 0
+        {
+            *locked = 7;
+        }
+        other.join().unwrap();
+        assert!(!reservation.is_locked());
+    });
+}

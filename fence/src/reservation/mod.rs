@@ -30,7 +30,6 @@ use crate::fence_set::FenceSet;
 use crate::levels::{self, Below, Held, Level, Lock, Tickets};
 use crate::lockdep;
 use crate::sync::atomic::Ordering;
-use crate::sync::barrier::full_fence;
 use crate::sync::claim::{Claim, ClaimCell, Claimed, Keep, Unclaimed, Word};
 use crate::sync::published::Published;
 use fence_list::{Book, FenceList};
@@ -186,11 +185,9 @@ impl<T> Reservation<T> {
     #[inline]
     pub(crate) fn unlock<R>(grip: &mut Grip<'_, R, T>, find: impl Fn(&R) -> &Reservation<T>) {
         if grip.cell().is_waited_for() {
-            grip.release_by(|object, release| find(object).hand_over(release));
-            full_fence();
-        } else {
-            grip.release_and_fence();
+            return grip.release_by(|object, release| find(object).hand_over(release));
         }
+        grip.release_and_fence();
         if grip.cell().is_waited_for() && !cfg!(loom_mutant = "unlock_does_not_look_again") {
             find(grip.object()).wake_next();
         }

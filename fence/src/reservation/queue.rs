@@ -96,8 +96,19 @@ impl Waiters {
         self.queue.iter_mut().find(|waiter| waiter.stamp == stamp)
     }
 
-    fn head(&self) -> Option<&Waiter> {
-        self.queue.front()
+    /// The word with which the lock is given back: it is for the oldest waiter alone, if that lost it once.
+    fn next_word(&self) -> Unclaimed {
+        let heir = self.queue.front().filter(|head| head.lost);
+        heir.map_or(Unclaimed::FREE, |heir| Unclaimed::for_heir(heir.stamp))
+    }
+
+    fn ring_head(&self) {
+        let Some(head) = self.queue.front() else { return };
+        let silent = cfg!(loom_mutant = "unlock_rings_nobody")
+            || (cfg!(loom_mutant = "heir_is_not_rung") && head.lost);
+        if !silent {
+            head.bell.ring();
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -232,27 +243,18 @@ impl<T> Reservation<T> {
     #[cold]
     pub(super) fn hand_over<V>(&self, release: Release<'_, V>) {
         let waiters = self.waiters.lock_leaf();
-        let heir = waiters.head().filter(|head| head.lost);
-        release.store(heir.map_or(Unclaimed::FREE, |heir| Unclaimed::for_heir(heir.stamp)));
-        let silent = cfg!(loom_mutant = "heir_is_not_rung") && heir.is_some();
-        if let Some(head) = waiters.head().filter(|_| !silent && !cfg!(loom_mutant = "unlock_rings_nobody")) {
-            head.bell.ring();
-        }
+        release.store(waiters.next_word());
+        waiters.ring_head();
     }
 
-    /// Rings who is next, after the lock was given back and somebody was found waiting.
+    /// Says who is next, after the lock was given back and somebody was found waiting, and rings.
     #[cold]
     pub(crate) fn wake_next(&self) {
         let waiters = self.waiters.lock_leaf();
         let Word::Unclaimed(word) = self.cell.word() else { return };
-        let head = waiters.head();
-        let heir = head.filter(|head| head.lost);
         if word == Unclaimed::FREE || word == Unclaimed::FOR_QUEUE {
-            let next = heir.map_or(Unclaimed::FREE, |heir| Unclaimed::for_heir(heir.stamp));
-            self.cell.reassign(word, next);
+            self.cell.reassign(word, waiters.next_word());
         }
-        if let Some(head) = head.filter(|_| !cfg!(loom_mutant = "unlock_rings_nobody")) {
-            head.bell.ring();
-        }
+        waiters.ring_head();
     }
 }

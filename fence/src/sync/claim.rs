@@ -145,8 +145,13 @@ impl<T> ClaimCell<T> {
         #[cfg(not(loom))]
         return self.value.get_mut();
         #[cfg(loom)]
-        // SAFETY: the exclusive reference to the cell excludes every claim, as claims borrow or own what it is part of.
-        return self.value.with_mut(|value| unsafe { &mut *value });
+        {
+            // How the exclusive reference came about is a matter of reference counts, which a model does not see; so it is
+            // shown that whatever was done by a claim was done before.
+            self.word.fetch_or(0, Ordering::Acquire);
+            // SAFETY: the exclusive reference to the cell excludes every claim, as claims borrow or own what it is part of.
+            self.value.with_mut(|value| unsafe { &mut *value })
+        }
     }
 }
 
