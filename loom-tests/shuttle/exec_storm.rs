@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use devpagemap_fence::{Contended, Exec, Held, Reservable, Reservation};
+use devpagemap_fence::{Exec, Held, LockError, Reservable, Reservation};
 use devpagemap_loom_tests::storm::storm;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread;
@@ -37,12 +37,12 @@ fn collect(accounts: &[Arc<Account>]) {
     let mut exec = Exec::new(&mut held);
     let taken = exec.run(|exec| {
         let slots =
-            wanted.iter().map(|index| exec.lock(&accounts[*index])).collect::<Result<Vec<_>, Contended>>()?;
+            wanted.iter().map(|index| exec.lock(&accounts[*index])).collect::<Result<Vec<_>, LockError>>()?;
         for slot in &slots {
             *exec.set_mut().state_mut(*slot) -= 1;
         }
         *exec.set_mut().state_mut(slots[0]) += slots.len() as i64;
-        Ok::<_, Contended>(())
+        Ok::<_, LockError>(())
     });
     assert_eq!(taken, Ok(()));
 }
