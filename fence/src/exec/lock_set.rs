@@ -10,18 +10,18 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
-use super::places::Places;
 use crate::error::{LockError, SlotsExhausted};
 use crate::exec::Interrupt;
 use crate::fence::Fence;
 use crate::fence_set::FenceSet;
 use crate::levels::{Level, Tickets};
 use crate::lockdep;
-use crate::reservation::{Bidder, Grip, Reservable, Reservation, Usage};
+use crate::reservation::{Bidder, Grip, Guarded, Reservable, Reservation, Usage};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::sync::barrier::{fence_after_rmw, full_fence};
+use crate::sync::barrier::fence_after_rmw;
 use crate::sync::claim::{Claimed, Keep, Word};
+use crate::sync::places::{Held, Places};
 use crate::sync::stamp::fresh_stamp;
 
 /// Names a locked object inside its [`LockSet`], until that object is unlocked.
@@ -53,10 +53,7 @@ impl fmt::Debug for Slot {
 }
 
 /// One object that is held. Locking writes one for each object, so it is as small as can be.
-struct Entry<'o, R: Reservable> {
-    grip: Grip<'o, R, R::State>,
-    _record: lockdep::Record,
-}
+type Entry<'o, R> = Held<'o, R, Guarded<<R as Reservable>::State>, lockdep::Record>;
 
 /// What an [`Exec`](crate::Exec) holds.
 ///
@@ -105,7 +102,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
             Err((object, _)) => return unusual(self, object, record),
         };
         grip.cell().kept_at.store(index, Ordering::Relaxed);
-        self.places.push_at_once(Entry { grip, _record: record });
+        self.places.push_at_once(Held { claim: grip, _extra: record });
         Some(self.slot_at(index))
     }
 
@@ -178,7 +175,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
         // Every object was taken by a read-modify-write, or handed over.
         fence_after_rmw();
         if self.waited_for() && !cfg!(loom_mutant = "new_holder_rings_nobody") {
-            self.places.for_each(|entry| entry.grip.object().reservation().tell_the_doomed());
+            self.places.for_each(|entry| entry.claim.object().reservation().tell_the_doomed());
         }
     }
 
@@ -191,7 +188,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     fn keep(&mut self, grip: Grip<'o, R, R::State>, record: lockdep::Record) -> Slot {
         let index = self.places.next();
         grip.cell().kept_at.store(index, Ordering::Relaxed);
-        self.places.insert(Entry { grip, _record: record });
+        self.places.insert(Held { claim: grip, _extra: record });
         self.slot_at(index)
     }
 
@@ -211,55 +208,40 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     /// On a slot whose object was unlocked before; as do all methods that take a slot.
     #[track_caller]
     pub fn unlock(&mut self, slot: Slot) {
-        let grip = &mut self.entry_mut(slot).grip;
-        grip.forget_slots();
-        Reservation::unlock(grip, R::reservation);
+        self.entry_mut(slot).claim.forget_slots();
         if let Some(entry) = self.places.vacate(slot.index()) {
-            entry.grip.finish();
+            Self::end(entry);
         }
+    }
+
+    /// Unlocks what was taken out of its place before, so that the places hold live claims only.
+    #[inline]
+    fn end(Held { mut claim, _extra }: Entry<'o, R>) {
+        Reservation::unlock(&mut claim, R::reservation);
+        claim.finish();
     }
 
     #[inline]
     pub(super) fn unlock_all(&mut self) {
         if self.reserved {
             self.reserved = false;
-            self.places.for_each(|entry| entry.grip.forget_slots());
+            self.places.for_each(|entry| entry.claim.forget_slots());
         }
-        match self.places.len() {
-            0 => return,
-            1 => self.places.for_each(|only| Reservation::unlock(&mut only.grip, R::reservation)),
-            _ => self.unlock_many(),
+        if self.places.only_the_first_is_taken() {
+            self.places.take_only().into_iter().for_each(Self::end);
+        } else if !self.places.is_empty() {
+            let (owns, second_look) = (self.owns, !cfg!(loom_mutant = "unlock_does_not_look_again"));
+            self.places.release_all(owns, second_look, |object| object.reservation().wake_next());
         }
-        if self.owns {
-            self.owns = false;
-            self.places.take_all(|entry| entry.grip.finish());
-        } else {
-            self.places.clear();
-        }
+        self.owns = false;
     }
 
-    /// Stores every word, passes one barrier for all, and looks at each for waiters.
-    #[inline]
-    fn unlock_many(&mut self) {
-        let mut waiting = 0;
-        self.places.for_each(|entry| waiting |= entry.grip.release_to_queue());
-        full_fence();
-        if waiting != 0 || (self.waited_for() && !cfg!(loom_mutant = "unlock_does_not_look_again")) {
-            self.wake_waiters();
-        }
-    }
-
-    /// How many wait for what the set holds, or has just let go of. A sum, and not a search: a loop without any decision.
+    /// Whether somebody waits for what the set holds.
     #[inline]
     fn waited_for(&mut self) -> bool {
         let mut waiting = 0;
-        self.places.for_each(|entry| waiting |= entry.grip.cell().waiting.load(Ordering::Relaxed));
+        self.places.for_each(|entry| waiting |= entry.claim.cell().waiting());
         waiting != 0
-    }
-
-    #[cold]
-    fn wake_waiters(&mut self) {
-        self.places.for_each(|entry| entry.grip.object().reservation().wake_next());
     }
 
     #[track_caller]
@@ -281,32 +263,32 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     /// The object in a slot.
     #[track_caller]
     pub fn object(&self, slot: Slot) -> &R {
-        self.entry(slot).grip.object()
+        self.entry(slot).claim.object()
     }
 
     /// One more reference to the object in a slot.
     #[track_caller]
     pub fn arc(&self, slot: Slot) -> Arc<R> {
-        self.entry(slot).grip.to_arc()
+        self.entry(slot).claim.to_arc()
     }
 
     /// What the object's lock protects.
     #[track_caller]
     pub fn state(&self, slot: Slot) -> &R::State {
-        &self.entry(slot).grip.payload
+        &self.entry(slot).claim.payload
     }
 
     /// What the object's lock protects.
     #[track_caller]
     pub fn state_mut(&mut self, slot: Slot) -> &mut R::State {
-        &mut self.entry_mut(slot).grip.payload
+        &mut self.entry_mut(slot).claim.payload
     }
 
     /// Makes room for `count` more fences; after this as many [`add_fence`](LockSet::add_fence) cannot fail.
     #[track_caller]
     pub fn reserve_fences(&mut self, slot: Slot, count: usize) -> Result<(), SlotsExhausted> {
         self.reserved = true;
-        let (object, guarded) = self.entry_mut(slot).grip.parts();
+        let (object, guarded) = self.entry_mut(slot).claim.parts();
         object.reservation().reserve_fences(guarded, count)
     }
 
@@ -316,7 +298,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     /// In debug builds, without a reserved slot.
     #[track_caller]
     pub fn add_fence(&mut self, slot: Slot, fence: Fence, usage: Usage) {
-        let (object, guarded) = self.entry_mut(slot).grip.parts();
+        let (object, guarded) = self.entry_mut(slot).claim.parts();
         object.reservation().add_fence(guarded, fence, usage);
     }
 
@@ -327,7 +309,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     /// not spent.
     #[track_caller]
     pub fn copy_fences<T>(&mut self, slot: Slot, other: &Reservation<T>) -> Result<(), SlotsExhausted> {
-        let (object, guarded) = self.entry_mut(slot).grip.parts();
+        let (object, guarded) = self.entry_mut(slot).claim.parts();
         object.reservation().copy_fences(guarded, other)
     }
 

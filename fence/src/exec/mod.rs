@@ -12,7 +12,6 @@
 
 mod interrupt;
 mod lock_set;
-mod places;
 
 use std::fmt;
 use std::ops::Deref;

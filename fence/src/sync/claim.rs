@@ -123,10 +123,16 @@ impl<T> ClaimCell<T> {
         }
     }
 
+    /// How many wait.
+    #[inline(always)]
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Whether somebody waits. True only after that somebody has passed its barrier, or is about to.
     #[inline(always)]
     pub(crate) fn is_waited_for(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) != 0
+        self.waiting() != 0
     }
 
     /// Whose it is, at this moment.
@@ -343,11 +349,16 @@ impl<'o, R, T> Claim<'o, R, T> {
     /// [waits](ClaimCell::is_waited_for).
     ///
     /// Decides nothing, as it stands in a loop over many.
+    ///
+    /// # Safety
+    /// The claim must not have been released, and is not marked as released; from now on nothing of it may be used but its cell,
+    /// its object and [`finish`](Claim::finish).
     #[inline]
-    pub(crate) fn release_to_queue(&mut self) -> u32 {
-        let waiting = self.cell().waiting.load(Ordering::Relaxed);
+    pub(super) unsafe fn release_unmarked(&mut self) -> u32 {
+        debug_assert!(!self.has(RELEASED), "a claim is released once");
+        let waiting = self.cell().waiting();
         let to = Unclaimed(if waiting == 0 { Unclaimed::FREE.0 } else { Unclaimed::FOR_QUEUE.0 });
-        self.release_by(|_, release| release.store(to));
+        Release(self.cell()).store(to);
         waiting
     }
 

@@ -15,7 +15,8 @@
 //!   opaque to the models.
 //! * weak memory under shuttle: it runs every atomic access as if it were `SeqCst`. Orderings are loom's business.
 //!
-//! The `unsafe` of this crate is in this room: `claim.rs` (a value and the word that says whose it is) and `barrier.rs`.
+//! The `unsafe` of this crate is in this room: `claim.rs` (a value and the word that says
+//! whose it is), `places.rs` (many of them) and `barrier.rs`.
 
 #[cfg(loom)]
 use loom::sync as imp;
@@ -29,6 +30,7 @@ use std::fmt;
 pub(crate) mod barrier;
 mod bell;
 pub(crate) mod claim;
+pub(crate) mod places;
 pub(crate) mod published;
 mod stable;
 pub(crate) mod stamp;

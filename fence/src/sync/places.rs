@@ -1,4 +1,4 @@
-//! Numbered places for what a set holds: given out in order, and again when they are vacated.
+//! Numbered places for the claims that a set holds: given out in order, and again when they are vacated.
 //!
 //! ```text
 //!   first  | 0 | 1 | ... | 15 |       inside the set: most submissions allocate nothing
@@ -10,6 +10,9 @@
 //! by one.
 
 use arrayvec::ArrayVec;
+
+use super::barrier::full_fence;
+use super::claim::Claim;
 
 /// How many places there are without allocating.
 const FIRST: usize = 16;
@@ -36,8 +39,16 @@ impl<T> Place<T> {
     }
 }
 
+/// A claim, and what belongs to it.
+pub(crate) struct Held<'o, R, T, X> {
+    /// The claim.
+    pub(crate) claim: Claim<'o, R, T>,
+    /// What belongs to it; dropped when the claim has ended.
+    pub(crate) _extra: X,
+}
+
 /// Values that keep their number until they are taken away.
-pub(super) struct Places<T> {
+pub(crate) struct Places<T> {
     vacant: u32, // the first vacant place, counted from one; 0: there is none
     vacant_count: u32,
     generation: u32, // of places that were never vacated; another one each time that all are
@@ -48,7 +59,7 @@ pub(super) struct Places<T> {
 
 impl<T> Places<T> {
     #[inline]
-    pub(super) fn new() -> Places<T> {
+    pub(crate) fn new() -> Places<T> {
         Places {
             vacant: 0,
             vacant_count: 0,
@@ -66,13 +77,25 @@ impl<T> Places<T> {
 
     /// How many values there are.
     #[inline]
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         (self.count() - self.vacant_count) as usize
+    }
+
+    /// Whether there is no place, taken or vacant.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    /// Whether there is one place, and it is taken.
+    #[inline]
+    pub(crate) fn only_the_first_is_taken(&self) -> bool {
+        self.first.len() == 1 && self.vacant == 0
     }
 
     /// The number that the next value gets, if that takes no allocation and no search.
     #[inline(always)]
-    pub(super) fn next_at_once(&self) -> Option<u32> {
+    pub(crate) fn next_at_once(&self) -> Option<u32> {
         if self.vacant != 0 {
             return None;
         }
@@ -84,19 +107,19 @@ impl<T> Places<T> {
 
     /// Adds a value where [`next_at_once`](Places::next_at_once) said.
     #[inline(always)]
-    pub(super) fn push_at_once(&mut self, value: T) {
+    pub(crate) fn push_at_once(&mut self, value: T) {
         if let Err(full) = self.first.try_push(Place::Taken(value)) {
             self.more.push(full.element());
         }
     }
 
     /// The number that the next value gets.
-    pub(super) fn next(&self) -> u32 {
+    pub(crate) fn next(&self) -> u32 {
         if self.vacant == 0 { self.count() } else { self.vacant - 1 }
     }
 
     /// Adds a value, in a vacant place if there is one.
-    pub(super) fn insert(&mut self, value: T) {
+    pub(crate) fn insert(&mut self, value: T) {
         if self.vacant != 0 {
             let place = self.place_mut(self.vacant - 1).expect("vacant places are numbered");
             if let Place::Vacant(next) = std::mem::replace(place, Place::Taken(value)) {
@@ -106,20 +129,20 @@ impl<T> Places<T> {
             return;
         }
         if self.first.is_full() && self.more.len() == self.more.capacity() {
-            self.more.reserve(3 * self.count() as usize);
+            self.more.reserve(15 * self.count() as usize);
         }
         self.push_at_once(value);
     }
 
     /// The generation of the value in a place.
     #[inline]
-    pub(super) fn generation(&self, index: u32) -> u32 {
+    pub(crate) fn generation(&self, index: u32) -> u32 {
         let reuses = self.reuses.as_ref().and_then(|reuses| reuses.get(index as usize));
         self.generation.wrapping_add(reuses.copied().unwrap_or(0))
     }
 
     /// Takes a value away; its number is given out again.
-    pub(super) fn vacate(&mut self, index: u32) -> Option<T> {
+    pub(crate) fn vacate(&mut self, index: u32) -> Option<T> {
         let next = self.vacant;
         let place = self.place_mut(index)?;
         let value = match std::mem::replace(place, Place::Vacant(next)) {
@@ -138,8 +161,19 @@ impl<T> Places<T> {
         Some(value)
     }
 
+    /// Takes the value away that is the only one and has the first place; counting begins anew.
+    #[inline]
+    pub(crate) fn take_only(&mut self) -> Option<T> {
+        let only = self.first.pop();
+        self.clear();
+        match only? {
+            Place::Taken(value) => Some(value),
+            Place::Vacant(_) => None,
+        }
+    }
+
     /// Calls `each` with every value, and takes them away; counting begins anew.
-    pub(super) fn take_all(&mut self, mut each: impl FnMut(T)) {
+    pub(crate) fn take_all(&mut self, mut each: impl FnMut(T)) {
         for place in self.first.drain(..).chain(self.more.drain(..)) {
             if let Place::Taken(value) = place {
                 each(value);
@@ -150,7 +184,7 @@ impl<T> Places<T> {
 
     /// Forgets all values; counting begins anew.
     #[inline]
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.first.clear();
         self.more.clear();
         let reuses = self.reuses.take().and_then(|reuses| reuses.into_iter().max()).unwrap_or(0);
@@ -168,7 +202,7 @@ impl<T> Places<T> {
 
     /// The value with this number and generation.
     #[inline]
-    pub(super) fn get(&self, index: u32, generation: u32) -> Option<&T> {
+    pub(crate) fn get(&self, index: u32, generation: u32) -> Option<&T> {
         if generation != self.generation(index) {
             return None;
         }
@@ -180,7 +214,7 @@ impl<T> Places<T> {
 
     /// The value with this number and generation.
     #[inline]
-    pub(super) fn get_mut(&mut self, index: u32, generation: u32) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, index: u32, generation: u32) -> Option<&mut T> {
         if generation != self.generation(index) {
             return None;
         }
@@ -188,14 +222,14 @@ impl<T> Places<T> {
     }
 
     /// All values with their numbers.
-    pub(super) fn numbered(&self) -> impl Iterator<Item = (u32, &T)> {
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u32, &T)> {
         let places = self.first.iter().chain(&self.more).zip(0u32..);
         places.filter_map(|(place, index)| Some((index, place.taken()?)))
     }
 
     /// Calls `each` with every value.
     #[inline(always)]
-    pub(super) fn for_each(&mut self, mut each: impl FnMut(&mut T)) {
+    pub(crate) fn for_each(&mut self, mut each: impl FnMut(&mut T)) {
         for place in &mut self.first {
             if let Place::Taken(value) = place {
                 each(value);
@@ -205,6 +239,54 @@ impl<T> Places<T> {
             if let Place::Taken(value) = place {
                 each(value);
             }
+        }
+    }
+}
+
+impl<'o, R, T, X> Places<Held<'o, R, T, X>> {
+    /// Gives every claim back, with one barrier for all, and takes them away. Then, if somebody waits for any of them, calls
+    /// `wake` with each object.
+    ///
+    /// Two loops that decide nothing. That a claim is not used after its release needs no mark in the claim: nobody sees the
+    /// places between the two loops, and after them they are empty, also when `wake` panics.
+    #[inline]
+    pub(crate) fn release_all(&mut self, owns: bool, second_look: bool, mut wake: impl FnMut(&R)) {
+        let mut emptied = Emptied { places: self, owns };
+        let mut waiting = 0;
+        // SAFETY: the claims in places are live, as whoever releases one alone takes it out of its place first (the lock set
+        // does); they are taken away by `Emptied` before anybody else sees the places, and until then nothing but their cell
+        // and their object is looked at.
+        emptied.places.for_each(|held| waiting |= unsafe { held.claim.release_unmarked() });
+        full_fence();
+        if second_look {
+            emptied.places.for_each(|held| waiting |= held.claim.cell().waiting());
+        }
+        if waiting != 0 {
+            emptied.wake_all(&mut wake);
+        }
+    }
+}
+
+/// Places whose claims have been released, and which are emptied however this ends.
+struct Emptied<'p, 'o, R, T, X> {
+    places: &'p mut Places<Held<'o, R, T, X>>,
+    owns: bool,
+}
+
+impl<R, T, X> Emptied<'_, '_, R, T, X> {
+    #[cold]
+    fn wake_all(&mut self, wake: &mut impl FnMut(&R)) {
+        self.places.for_each(|held| wake(held.claim.object()));
+    }
+}
+
+impl<R, T, X> Drop for Emptied<'_, '_, R, T, X> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.owns {
+            self.places.take_all(|held| held.claim.finish());
+        } else {
+            self.places.clear();
         }
     }
 }
