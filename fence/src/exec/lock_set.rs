@@ -16,7 +16,7 @@ use crate::fence::Fence;
 use crate::fence_set::FenceSet;
 use crate::levels::{Level, Tickets};
 use crate::lockdep;
-use crate::reservation::{Bidder, Grip, Guarded, Reservable, Reservation, Usage};
+use crate::reservation::{Bidder, Grip, Guarded, Reservable, Reservation, Usage, anybody_queues};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sync::barrier::fence_after_rmw;
@@ -230,8 +230,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
         if self.places.only_the_first_is_taken() {
             self.places.take_only().into_iter().for_each(Self::end);
         } else if !self.places.is_empty() {
-            let (owns, second_look) = (self.owns, !cfg!(loom_mutant = "unlock_does_not_look_again"));
-            self.places.release_all(owns, second_look, |object| object.reservation().wake_next());
+            self.places.release_all(self.owns, anybody_queues, |object| object.reservation().wake_next());
         }
         self.owns = false;
     }

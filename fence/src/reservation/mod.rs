@@ -33,8 +33,8 @@ use crate::sync::atomic::Ordering;
 use crate::sync::claim::{Claim, ClaimCell, Claimed, Keep, Unclaimed, Word};
 use crate::sync::published::Published;
 use fence_list::{Book, FenceList};
-pub(crate) use queue::Bidder;
 use queue::Waiters;
+pub(crate) use queue::{Bidder, anybody_queues};
 pub use usage::Usage;
 
 /// Something that has a reservation, and so can be locked by an [`Exec`](crate::Exec).
@@ -188,7 +188,7 @@ impl<T> Reservation<T> {
             return grip.release_by(|object, release| find(object).hand_over(release));
         }
         grip.release_and_fence();
-        if grip.cell().is_waited_for() && !cfg!(loom_mutant = "unlock_does_not_look_again") {
+        if anybody_queues() && grip.cell().is_waited_for() {
             find(grip.object()).wake_next();
         }
     }

@@ -14,7 +14,7 @@
 //! ```text
 //!   waiter                              holder, letting go              new holder
 //!     queue; waiting = 1                  word = free                     word: free -> mine
-//!     ── full barrier ──                  ── full barrier ──              ── full barrier ──
+//!     ── full barrier ──                  ── full barrier ──              ── full barrier, before it waits itself ──
 //!     word? free: take it                 waiting? ring the oldest        waiting? ring who must not wait for me
 //!           else: sleep till rung
 //! ```
@@ -22,6 +22,9 @@
 //! Of two barriers one comes first, and who passes the second sees what was announced before the first. So either the
 //! waiter sees that the word changed, or whoever changed it sees the waiter. The queue has a lock, a bell keeps its ring
 //! until it is heard, and a waiter looks again each time it is rung.
+//!
+//! The holder's first look is at one count of all who queue for anything, and only if there is somebody at its own objects: their
+//! words may be another processor's already, who has taken them, and looking would mean to take them from it.
 //!
 //! **Spinning.** Most locks are held for less time than it takes to put a thread to sleep and wake it, so whoever may wait looks a
 //! few microseconds long whether the lock comes free before it queues. Wait-die holds meanwhile too.
@@ -36,7 +39,7 @@ use super::Reservation;
 use crate::error::LockError;
 use crate::exec::Interrupt;
 use crate::levels::{Guard, Timeline};
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::barrier::full_fence;
 use crate::sync::claim::{Claimed, Release, Unclaimed, Word};
 use crate::sync::stamp::fresh_stamp;
@@ -44,6 +47,27 @@ use crate::sync::{Arc, Bell};
 
 /// How often to look before queueing; about five microseconds.
 const SPINS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 250 };
+
+/// How many queue for any reservation, on a cache line of its own.
+#[repr(align(128))]
+struct Queued(AtomicUsize);
+
+#[cfg(not(any(loom, shuttle)))]
+static QUEUED: Queued = Queued(AtomicUsize::new(0));
+#[cfg(loom)]
+loom::lazy_static! {
+    static ref QUEUED: Queued = Queued(AtomicUsize::new(0));
+}
+#[cfg(shuttle)]
+shuttle::lazy_static! {
+    static ref QUEUED: Queued = Queued(AtomicUsize::new(0));
+}
+
+/// Whether anybody queues for any reservation. Whoever has given one back asks after a full barrier.
+#[inline]
+pub(crate) fn anybody_queues() -> bool {
+    QUEUED.0.load(Ordering::Relaxed) != 0 && !cfg!(loom_mutant = "unlock_does_not_look_again")
+}
 
 /// Who waits for a lock.
 pub(crate) struct Bidder<'i> {
@@ -134,12 +158,14 @@ impl<T> Reservation<T> {
         let index = waiters.queue.partition_point(|waiter| waiter.stamp < stamp);
         waiters.queue.insert(index, Waiter { stamp, holds, lost: false, bell: bell.clone() });
         self.count_waiters(&waiters);
+        QUEUED.0.fetch_add(1, Ordering::Relaxed);
         bell
     }
 
     fn dequeue(&self, waiters: &mut Guard<'_, Timeline, Waiters>, stamp: u64) {
         waiters.queue.retain(|waiter| waiter.stamp != stamp);
         self.count_waiters(waiters);
+        QUEUED.0.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn count_waiters(&self, waiters: &Waiters) {

@@ -244,13 +244,18 @@ impl<T> Places<T> {
 }
 
 impl<'o, R, T, X> Places<Held<'o, R, T, X>> {
-    /// Gives every claim back, with one barrier for all, and takes them away. Then, if somebody waits for any of them, calls
-    /// `wake` with each object.
+    /// Gives every claim back, with one barrier for all, and takes them away. Calls `wake` with each object if somebody waited
+    /// for any of them before, or if `anybody_queues` after the barrier.
     ///
-    /// Two loops that decide nothing. That a claim is not used after its release needs no mark in the claim: nobody sees the
-    /// places between the two loops, and after them they are empty, also when `wake` panics.
+    /// A loop that decides nothing. That a claim is not used after its release needs no mark in the claim: nobody sees the
+    /// places after the loop before they are empty, also when `wake` panics.
     #[inline]
-    pub(crate) fn release_all(&mut self, owns: bool, second_look: bool, mut wake: impl FnMut(&R)) {
+    pub(crate) fn release_all(
+        &mut self,
+        owns: bool,
+        anybody_queues: impl FnOnce() -> bool,
+        mut wake: impl FnMut(&R),
+    ) {
         let mut emptied = Emptied { places: self, owns };
         let mut waiting = 0;
         // SAFETY: the claims in places are live, as whoever releases one alone takes it out of its place first (the lock set
@@ -258,10 +263,7 @@ impl<'o, R, T, X> Places<Held<'o, R, T, X>> {
         // and their object is looked at.
         emptied.places.for_each(|held| waiting |= unsafe { held.claim.release_unmarked() });
         full_fence();
-        if second_look {
-            emptied.places.for_each(|held| waiting |= held.claim.cell().waiting());
-        }
-        if waiting != 0 {
+        if waiting != 0 || anybody_queues() {
             emptied.wake_all(&mut wake);
         }
     }
