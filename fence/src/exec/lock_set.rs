@@ -224,15 +224,28 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     #[inline]
     pub(super) fn unlock_all(&mut self) {
         if self.reserved {
-            self.reserved = false;
-            self.places.for_each(|entry| entry.claim.forget_slots());
+            self.forget_slots();
         }
-        if self.places.only_the_first_is_taken() {
-            self.places.take_only().into_iter().for_each(Self::end);
-        } else if !self.places.is_empty() {
-            self.places.release_all(self.owns, anybody_queues, |object| object.reservation().wake_next());
+        match self.places.take_only() {
+            Some(only) => {
+                Self::end(only);
+                self.places.clear();
+            }
+            None if self.places.is_empty() => {}
+            None => self.unlock_many(),
         }
         self.owns = false;
+    }
+
+    #[inline]
+    fn unlock_many(&mut self) {
+        self.places.release_all(self.owns, anybody_queues, |object| object.reservation().wake_next());
+    }
+
+    #[cold]
+    fn forget_slots(&mut self) {
+        self.reserved = false;
+        self.places.for_each(|entry| entry.claim.forget_slots());
     }
 
     /// Whether somebody waits for what the set holds.

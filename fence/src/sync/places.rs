@@ -87,12 +87,6 @@ impl<T> Places<T> {
         self.first.is_empty()
     }
 
-    /// Whether there is one place, and it is taken.
-    #[inline]
-    pub(crate) fn only_the_first_is_taken(&self) -> bool {
-        self.first.len() == 1 && self.vacant == 0
-    }
-
     /// The number that the next value gets, if that takes no allocation and no search.
     #[inline(always)]
     pub(crate) fn next_at_once(&self) -> Option<u32> {
@@ -161,14 +155,18 @@ impl<T> Places<T> {
         Some(value)
     }
 
-    /// Takes the value away that is the only one and has the first place; counting begins anew.
+    /// Takes the value away if there is one place and it is taken. [`clear`](Places::clear) must follow.
     #[inline]
     pub(crate) fn take_only(&mut self) -> Option<T> {
-        let only = self.first.pop();
-        self.clear();
-        match only? {
+        if self.first.len() != 1 {
+            return None;
+        }
+        match self.first.pop()? {
             Place::Taken(value) => Some(value),
-            Place::Vacant(_) => None,
+            vacant @ Place::Vacant(_) => {
+                self.first.push(vacant);
+                None
+            }
         }
     }
 
@@ -187,10 +185,19 @@ impl<T> Places<T> {
     pub(crate) fn clear(&mut self) {
         self.first.clear();
         self.more.clear();
-        let reuses = self.reuses.take().and_then(|reuses| reuses.into_iter().max()).unwrap_or(0);
-        self.generation = self.generation.wrapping_add(1 + reuses);
+        if self.reuses.is_some() {
+            self.forget_reuses();
+        }
+        self.generation = self.generation.wrapping_add(1);
         self.vacant = 0;
         self.vacant_count = 0;
+    }
+
+    /// Goes on with a generation that no value of any place has had.
+    #[cold]
+    fn forget_reuses(&mut self) {
+        let reuses = self.reuses.take().and_then(|reuses| reuses.into_iter().max()).unwrap_or(0);
+        self.generation = self.generation.wrapping_add(reuses);
     }
 
     fn place_mut(&mut self, index: u32) -> Option<&mut Place<T>> {
