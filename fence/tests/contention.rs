@@ -127,6 +127,7 @@ fn a_contended_object_that_is_not_asked_for_again_is_unlocked_with_the_rest() {
     let all = objects(2);
     let (older, finish) = held_by_an_older_ticket(&all[0]);
     let mut finish = Some(finish);
+    let mut releaser = None;
     let mut held = Held::enter();
     let mut exec = Exec::new(&mut held);
     exec.run(|exec| {
@@ -134,7 +135,14 @@ fn a_contended_object_that_is_not_asked_for_again_is_unlocked_with_the_rest() {
         match finish.take() {
             Some(finish) => {
                 let contended = exec.lock(&all[0]).map(drop);
-                drop(finish);
+                // Long after whoever wants the object has gone to sleep for it.
+                releaser = Some(thread::spawn({
+                    let object = all[0].clone();
+                    move || {
+                        wait_until_queued(&object, 1);
+                        drop(finish);
+                    }
+                }));
                 contended
             }
             None => Ok(()),
@@ -142,6 +150,7 @@ fn a_contended_object_that_is_not_asked_for_again_is_unlocked_with_the_rest() {
     })
     .unwrap();
     older.join().unwrap();
+    releaser.map(thread::JoinHandle::join).unwrap().unwrap();
     assert_eq!(exec.restarts(), 1);
     assert!(all[0].0.is_locked(), "held on to by the restart");
     drop(exec);

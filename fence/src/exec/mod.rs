@@ -2,7 +2,7 @@
 //!
 //! [`Exec::run`] calls a body that locks what it needs in whatever order it finds out. When an older ticket has one of those,
 //! [`lock`](Exec::lock) says [`Contended`](LockError::Contended), the body passes that on, and `run` lets go of
-//! everything, sleeps until it has the contended object (holding nothing, it may), and calls the body again. As the ticket
+//! everything, waits for the contended object (holding nothing, it may), and calls the body again. As the ticket
 //! keeps its age, it is at some point the oldest there is, and then it does not lose any more. The rule behind it is in
 //! `reservation/queue.rs`.
 //!
@@ -69,8 +69,8 @@ impl<'h, 'o, R: Reservable> Exec<'h, 'o, R> {
     /// Calls `body` until it is not stopped by contention.
     ///
     /// When `body` fails after a [`lock`](Exec::lock) in it said [`Contended`](LockError::Contended), everything is unlocked, the
-    /// contended object is locked (sleeping), and `body` is called again. What it locked is then still locked, or not needed
-    /// any more, and in either case held until the end. When `body` succeeds, everything stays locked until the Exec is
+    /// contended object is waited for, and `body` is called again. If the wait was long, that object is locked by then; it is held
+    /// until the end, needed or not. When `body` succeeds, everything stays locked until the Exec is
     /// dropped or [`unlock_all`](Exec::unlock_all); when it fails for another reason, everything is unlocked.
     ///
     /// A `run` inside `body` does not restart on its own: it passes the error on to the outermost one.
@@ -97,12 +97,17 @@ impl<'h, 'o, R: Reservable> Exec<'h, 'o, R> {
         }
     }
 
-    /// Lets go of everything and sleeps for the object that was contended last.
+    /// Lets go of everything and waits for the object that was contended last.
     #[cold]
     fn lock_contended(&mut self) {
         let Some(object) = self.contended.take() else { return };
         if !cfg!(loom_mutant = "restart_keeps_what_it_has") {
             self.set.unlock_all();
+        }
+        // If it comes free at once, the body takes it in its own time: by then its older holder is done, and age sees to it
+        // that this ticket does not lose for ever. Only who has to sleep for it takes it along.
+        if object.object().reservation().comes_free_soon() {
+            return;
         }
         // A ticket that holds nothing may always wait, so this fails only when interrupted. Then the body is told by
         // whatever it has to wait for next, and can say so in its own words.

@@ -76,7 +76,7 @@ impl FenceList {
     }
 
     fn clear(&mut self) {
-        self.slots.iter_mut().for_each(|slot| drop(slot.take()));
+        self.slots.iter_mut().for_each(|slot| *slot = OnceLock::new());
         self.len = AtomicUsize::new(0);
     }
 

@@ -45,8 +45,17 @@ use crate::sync::claim::{Claimed, Release, Unclaimed, Word};
 use crate::sync::stamp::fresh_stamp;
 use crate::sync::{Arc, Bell};
 
-/// How often to look before queueing; about five microseconds.
-const SPINS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 250 };
+/// As many looks as are worth it before queueing; some microseconds in all.
+fn looks() -> impl Iterator<Item = ()> {
+    std::iter::repeat_n((), if cfg!(any(loom, shuttle)) { 0 } else { 40 })
+}
+
+/// How long to pause between two looks, each of which takes the cache line away from whoever is about to write to it.
+const PAUSES: u32 = 6;
+
+fn pause() {
+    (0..PAUSES).for_each(|_| std::hint::spin_loop());
+}
 
 /// How many queue for any reservation, on a cache line of its own.
 #[repr(align(128))]
@@ -187,14 +196,22 @@ impl<T> Reservation<T> {
         }
     }
 
-    /// Looks for a while whether the lock comes free. Nothing of it in a model, where it would be a look more at what the queue
+    /// Looks for a while whether the lock comes free, and does not take it.
+    pub(crate) fn comes_free_soon(&self) -> bool {
+        looks().any(|()| {
+            pause();
+            self.cell.word() == Word::Unclaimed(Unclaimed::FREE)
+        })
+    }
+
+    /// Looks for a while whether the lock comes free, and takes it. Nothing of it in a model, where it would be a look more at what the queue
     /// looks at anyway.
     fn spin<C>(
         &self,
         bidder: &Bidder<'_>,
         claim: &mut impl FnMut(Unclaimed) -> Option<C>,
     ) -> Option<Result<C, LockError>> {
-        for _ in 0..SPINS {
+        for _ in looks() {
             let word = self.cell.word();
             if let Some(error) = bidder.must_not_wait(word) {
                 return Some(Err(error));
@@ -204,7 +221,7 @@ impl<T> Reservation<T> {
             {
                 return Some(Ok(claimed));
             }
-            std::hint::spin_loop();
+            pause();
         }
         None
     }

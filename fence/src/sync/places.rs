@@ -47,12 +47,16 @@ pub(crate) struct Held<'o, R, T, X> {
     pub(crate) _extra: X,
 }
 
+/// How often each place was vacated, by index; those beyond never were. Behind a pointer, as an empty one is one word to write.
+#[derive(Default)]
+struct Reuses(Vec<u32>);
+
 /// Values that keep their number until they are taken away.
 pub(crate) struct Places<T> {
     vacant: u32, // the first vacant place, counted from one; 0: there is none
     vacant_count: u32,
     generation: u32, // of places that were never vacated; another one each time that all are
-    reuses: Option<Box<Vec<u32>>>, // by index: how often a place was vacated; those beyond never were
+    reuses: Option<Box<Reuses>>, // most sets have none
     more: Vec<Place<T>>, // the places after the first
     first: ArrayVec<Place<T>, FIRST>,
 }
@@ -131,7 +135,7 @@ impl<T> Places<T> {
     /// The generation of the value in a place.
     #[inline]
     pub(crate) fn generation(&self, index: u32) -> u32 {
-        let reuses = self.reuses.as_ref().and_then(|reuses| reuses.get(index as usize));
+        let reuses = self.reuses.as_ref().and_then(|reuses| reuses.0.get(index as usize));
         self.generation.wrapping_add(reuses.copied().unwrap_or(0))
     }
 
@@ -148,7 +152,7 @@ impl<T> Places<T> {
         };
         self.vacant = index + 1;
         self.vacant_count += 1;
-        let reuses = self.reuses.get_or_insert_default();
+        let Reuses(reuses) = &mut **self.reuses.get_or_insert_default();
         let counted = reuses.len().max(index as usize + 1);
         reuses.resize(counted, 0);
         reuses[index as usize] += 1;
@@ -196,7 +200,7 @@ impl<T> Places<T> {
     /// Goes on with a generation that no value of any place has had.
     #[cold]
     fn forget_reuses(&mut self) {
-        let reuses = self.reuses.take().and_then(|reuses| reuses.into_iter().max()).unwrap_or(0);
+        let reuses = self.reuses.take().and_then(|reuses| reuses.0.into_iter().max()).unwrap_or(0);
         self.generation = self.generation.wrapping_add(reuses);
     }
 
