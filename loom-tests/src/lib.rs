@@ -1,6 +1,6 @@
 //! Models of the real code, and what they are made of.
 //!
-//! * `tests/`: **loom**, every interleaving of two or three threads ([`explore`]). One file a protocol.
+//! * `tests/`: **loom**, every interleaving of two or three threads (`explore`). One file a protocol.
 //! * `shuttle/`: **shuttle**, random interleavings of 8 to 16 threads over whole scenarios (`storm`).
 //!
 //! Both call the code that ships, built with `--cfg loom` or `--cfg shuttle`, and re-implement nothing; without either this

@@ -8,7 +8,7 @@
 //! What is not here, and why:
 //!
 //! * `Mutex::try_lock`: loom 0.7.2 reports a false deadlock when a tried mutex is contended. What must be tried
-//!   ([`Reservation`](crate::Reservation)) is a state machine whose mutex is held for instants.
+//!   ([`Reservation`](crate::Reservation)) is a word that is claimed by compare-and-swap.
 //! * timed waits in models: a model has no time. `Condvar::wait_until` and whatever is built on it is compiled
 //!   out, so a model cannot use it by mistake.
 //! * `Arc`: always the one of `std`, since loom's has neither `Weak` nor unsizing. Reference counts are therefore
