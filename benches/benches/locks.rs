@@ -131,12 +131,12 @@ fn lock_all(session: &mut Session, count: usize, shuffled: bool, goal: Goal) {
     contest.hold(session);
 }
 
-/// One lock, without an Exec around it.
+/// One lock by somebody who needs no other.
 fn one_reservation(session: &mut Session) {
     let (ours, floor, mutexes) = (ours::objects(1), floors::objects(1), peers::mutexes(1));
     let lock = Arc::new(RwLock::new(Payload::default()));
     let (mut held, tickets) = (Held::enter(), AtomicU64::new(1));
-    let mut contest = Contest::new("lock + unlock a single reservation", Goal::NONE);
+    let mut contest = Contest::new("lock + unlock 1, without a ticket", Goal::of_floor(1.25));
     contest.ours(|| ours::lock_single(&mut held, black_box(&ours[0])));
     contest.floor("ticket, one CAS and one store", || floors::lock_all(&tickets, black_box(&floor)));
     contest.peer("parking_lot Mutex", || drop(black_box(black_box(&mutexes[0]).lock())));

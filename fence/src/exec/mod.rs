@@ -20,7 +20,7 @@ use crate::error::LockError;
 use crate::fence::Fence;
 use crate::levels::{Below, Held, Level, Tickets};
 use crate::lockdep;
-use crate::reservation::{Reservable, Usage};
+use crate::reservation::{Locked, Reservable, Usage};
 use crate::sync::claim::Keep;
 pub use interrupt::Interrupt;
 use lock_set::Refused;
@@ -55,6 +55,27 @@ impl<'h, 'o, R: Reservable> Exec<'h, 'o, R> {
             runs: false,
             _held: Held::token(),
         }
+    }
+
+    /// Locks one object and no other, sleeping as long as it takes, as [`Reservation::lock`](crate::Reservation::lock) does: who
+    /// waits for nothing while holding it needs no ticket and no set, and nobody begins again because of it.
+    ///
+    /// ```
+    /// # use devpagemap_fence::{Exec, Held, Reservable, Reservation};
+    /// # struct Buffer(Reservation<u32>);
+    /// # impl Reservable for Buffer { type State = u32; fn reservation(&self) -> &Reservation<u32> { &self.0 } }
+    /// let buffer = Buffer(Reservation::new(1));
+    /// let mut held = Held::enter();
+    /// *Exec::one(&mut held, &buffer) += 1;
+    /// assert_eq!(*Exec::one(&mut held, &buffer), 2);
+    /// ```
+    #[inline]
+    #[track_caller]
+    pub fn one<'a, H: Level>(held: &'a mut Held<'_, H>, object: &'a R) -> Locked<'a, R::State>
+    where
+        Tickets: Below<H>,
+    {
+        object.reservation().lock(held)
     }
 
     /// As [`new`](Exec::new), but its waits end when `interrupt` is raised: [`lock`](Exec::lock) then says

@@ -3,9 +3,12 @@
 //! **Deadlock** between tickets that each lock several buffers is excluded by wait-die: whoever holds something and
 //! finds the holder *older* than itself dies, which is to say it is told [`Contended`](LockError::Contended), lets go of
 //! everything and begins again with the age it has. So those who wait while they hold something wait for younger ones
-//! only, and no circle of waiting can close; the oldest ticket of all never dies, so somebody always gets on. The rule is
-//! applied when a ticket asks and again whenever the lock changes hands, to those in the queue. A ticket that holds
-//! nothing may always wait. Whoever holds one buffer and nothing else waits for no other, therefore nobody dies of it.
+//! only, and no circle of waiting can close; the oldest ticket of all never dies, so somebody always gets on. A ticket that
+//! holds nothing may always wait. Whoever locks a single buffer waits for no other, therefore nobody dies of it.
+//!
+//! The rule is applied when a ticket asks, and whenever it is rung. A lock may change hands while others queue for it, to
+//! somebody older than they are. That does no harm until the new holder waits for something itself, so it is then that it rings
+//! those who must not wait for what it holds; a new holder that waits for nothing has nothing to look at.
 //!
 //! **Why no wake-up can be missed.** The word and the number of waiters are two places, so that taking and giving back an
 //! uncontended lock is one read-modify-write and one store. Each side announces itself in its place, passes a full
