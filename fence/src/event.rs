@@ -42,7 +42,6 @@ use crate::error::DescriptorError;
 use crate::fence::Fence;
 use crate::fence_set::FenceSet;
 use crate::hung::Hung;
-use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 
 const WHAT: &str = "an event for a fence";
@@ -112,19 +111,8 @@ impl FenceEvent {
     /// Readable once all of `set` are.
     fn last_of(set: &FenceSet) -> Result<FenceEvent, DescriptorError> {
         let mut event = FenceEvent::new()?;
-        // One more than there are fences, so that it cannot end before all were looked at.
-        let remaining = Arc::new(AtomicUsize::new(set.len() + 1));
-        let arrives = || {
-            let (remaining, writer) = (remaining.clone(), event.writer.clone());
-            move || {
-                if remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    writer.write();
-                }
-            }
-        };
-        let hung = Hung::on_all(set, arrives);
-        arrives()();
-        event.hung = Some(hung);
+        let writer = event.writer.clone();
+        event.hung = Some(Hung::on_last(set, move || writer.write()));
         Ok(event)
     }
 

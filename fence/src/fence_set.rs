@@ -12,7 +12,7 @@ use std::time::Instant;
 use crate::error::FenceError;
 #[cfg(not(any(loom, shuttle)))]
 use crate::error::WaitError;
-use crate::fence::Fence;
+use crate::fence::{Callback, Fence};
 use crate::lockdep;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
@@ -138,6 +138,16 @@ impl FenceSet {
     ///
     /// A set that is signalled gives `callback` back unrun.
     pub fn on_signaled<F: FnOnce() + Send + 'static>(&self, callback: F) -> Result<(), F> {
+        self.count_down(callback, drop).map_or(Ok(()), Err)
+    }
+
+    /// As [`on_signaled`](FenceSet::on_signaled), and gives what hangs on the fences to `keep`, one by one. The callback comes back
+    /// if all have signalled.
+    pub(crate) fn count_down<F: FnOnce() + Send + 'static>(
+        &self,
+        callback: F,
+        mut keep: impl FnMut(Callback),
+    ) -> Option<F> {
         // One more than there are fences, so that it cannot end before all were looked at.
         let registrar = usize::from(!cfg!(loom_mutant = "registration_is_not_counted"));
         let countdown = Arc::new(Countdown {
@@ -151,14 +161,12 @@ impl FenceSet {
                     callback();
                 }
             });
-            if hung.is_err() {
-                countdown.arrive();
+            match hung {
+                Ok(hung) => keep(hung),
+                Err(_) => drop(countdown.arrive()),
             }
         }
-        match countdown.arrive() {
-            Some(callback) => Err(callback),
-            None => Ok(()),
-        }
+        countdown.arrive()
     }
 
     fn position(&self, id: TimelineId) -> Result<usize, usize> {

@@ -24,16 +24,12 @@ impl Hung {
         Some(hung)
     }
 
-    /// Hangs a callback on each of `fences` that is outstanding, and calls it here for each that is not.
+    /// Hangs `callback` on the last of `fences`; calls it here if all have signalled.
     #[cfg(not(any(loom, shuttle)))]
-    pub(crate) fn on_all<F: FnOnce() + Send + 'static>(fences: &FenceSet, callback: impl Fn() -> F) -> Hung {
+    pub(crate) fn on_last(fences: &FenceSet, callback: impl FnOnce() + Send + 'static) -> Hung {
         let mut hung = Hung(Vec::with_capacity(fences.len()));
-        for fence in fences {
-            let callback = callback();
-            match fence.on_signal(move |_| callback()) {
-                Ok(callback) => hung.0.push(callback),
-                Err(callback) => callback(Ok(())),
-            }
+        if let Some(callback) = fences.count_down(callback, |callback| hung.0.push(callback)) {
+            callback();
         }
         hung
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use devpagemap_fence::LockSet;
 
 use super::validate::Transaction;
-use super::victims::{Victim, Walk, lock_victim, member_ids, spare_unneeded, walk};
+use super::victims::{Victim, Walk, member_ids, spare_unneeded, walk};
 use super::window::{Segment, cheapest_window};
 use super::{Buffer, BufferObject, EvictionPolicy, Place, WeakBuffer};
 use crate::error::Error;
@@ -156,7 +156,7 @@ fn lock_owners(
             walk.dying = true;
             return Err(*id);
         };
-        let Some(slot) = lock_victim(set, &owner.0) else {
+        let Some(slot) = set.try_lock(owner.0.clone()) else {
             walk.contended.push(owner);
             return Err(*id);
         };

@@ -1,7 +1,6 @@
 //! Choosing who has to go: a walk over the LRU that tries reservations and never waits for one.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use devpagemap_fence::{LockSet, Slot};
 
@@ -57,7 +56,7 @@ pub(crate) fn walk(
             walk.dying = true;
             continue;
         };
-        match lock_victim(set, &buffer.0) {
+        match set.try_lock(buffer.0.clone()) {
             Some(slot) => {
                 walk.victims.push(Victim { slot, useful_bytes });
                 walk.useful_bytes += useful_bytes;
@@ -71,11 +70,6 @@ pub(crate) fn walk(
 /// The ids of a transaction's own buffers.
 pub(crate) fn member_ids(set: &LockSet<'_, BufferObject>, members: &[Slot]) -> HashSet<u64> {
     members.iter().map(|slot| set.object(*slot).id()).collect()
-}
-
-/// The slot of a buffer that is locked already, for instance because a restart waited for it, or can be locked at once.
-pub(crate) fn lock_victim(set: &mut LockSet<'_, BufferObject>, buffer: &Arc<BufferObject>) -> Option<Slot> {
-    set.slot_of(buffer).or_else(|| set.try_lock(buffer.clone()))
 }
 
 /// Drops the victims that turned out not to be needed, the most recently used first: LRU order takes whoever comes until

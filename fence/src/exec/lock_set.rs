@@ -4,8 +4,8 @@
 //! by asking them: a reservation's word names the ticket that holds it, and beside it stands the slot where, so that
 //! asking twice for one object costs the same for two objects as for two thousand.
 //!
-//! **Letting go** of many costs one barrier and not one each: all words are stored, then the barrier, then each object is
-//! looked at for waiters.
+//! **Letting go** of many costs one barrier and not one each: all words are stored, then the barrier, then one look whether
+//! anybody queues at all.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -66,6 +66,9 @@ pub struct LockSet<'o, R: Reservable> {
     places: Places<Entry<'o, R>>,
 }
 
+/// What became of asking for an object: the claim, or the object back with whose it is.
+pub(super) type Asked<'o, R> = Result<Grip<'o, R, <R as Reservable>::State>, (Keep<'o, R>, Word)>;
+
 /// A lock that was not had, and why: by wait-die, or an interrupt.
 pub(super) struct Refused<'o, R> {
     pub(super) object: Keep<'o, R>,
@@ -85,7 +88,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     }
 
     /// Locks an object in the usual case, that it is free and a place for it is too; anything else is left to `unusual`, which gets
-    /// the object back.
+    /// what became of the claim.
     ///
     /// All that is not a comparison is a store that the next object's compare-and-swap has to wait for, so there are few.
     #[inline(always)]
@@ -93,27 +96,29 @@ impl<'o, R: Reservable> LockSet<'o, R> {
         &mut self,
         object: Keep<'o, R>,
         record: lockdep::Record,
-        unusual: impl FnOnce(&mut Self, Keep<'o, R>, lockdep::Record) -> Option<Slot>,
+        unusual: impl FnOnce(&mut Self, Asked<'o, R>, lockdep::Record) -> Option<Slot>,
     ) -> Option<Slot> {
-        let Some(index) = self.places.next_at_once() else { return unusual(self, object, record) };
-        self.owns |= object.is_owned();
-        let grip = match Reservation::claim(object, R::reservation, self.claimed) {
+        let Some(index) = self.places.next_at_once() else {
+            let asked = self.claim(object);
+            return unusual(self, asked, record);
+        };
+        let grip = match self.claim(object) {
             Ok(grip) => grip,
-            Err((object, _)) => return unusual(self, object, record),
+            refused => return unusual(self, refused, record),
         };
         grip.cell().kept_at.store(index, Ordering::Relaxed);
         self.places.push_at_once(Held { claim: grip, _extra: record });
         Some(self.slot_at(index))
     }
 
-    /// Locks an object, free or not.
-    pub(super) fn lock(
+    /// Makes a lock of what was asked for: keeps it, finds it kept, or waits for it.
+    pub(super) fn settle(
         &mut self,
-        object: Keep<'o, R>,
+        asked: Asked<'o, R>,
         interrupt: Option<&Interrupt>,
         record: lockdep::Record,
     ) -> Result<Slot, Refused<'o, R>> {
-        match self.claim(object) {
+        match asked {
             Ok(grip) => Ok(self.keep(grip, record)),
             Err((object, found)) => match self.already(&object, found) {
                 Some(slot) => Ok(slot),
@@ -136,7 +141,8 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     }
 
     /// Claims an object if it is free.
-    fn claim(&mut self, object: Keep<'o, R>) -> Result<Grip<'o, R, R::State>, (Keep<'o, R>, Word)> {
+    #[inline(always)]
+    fn claim(&mut self, object: Keep<'o, R>) -> Asked<'o, R> {
         self.owns |= object.is_owned();
         Reservation::claim(object, R::reservation, self.claimed)
     }
@@ -162,8 +168,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
         self.tell_the_doomed();
         let bidder =
             Bidder { stamp: self.stamp(), claimed: self.claimed, holds: !self.is_empty(), interrupt };
-        let waited = Reservation::wait_for(object, R::reservation, found, &bidder);
-        match waited {
+        match Reservation::wait_for(object, R::reservation, found, &bidder) {
             Ok(grip) => Ok(self.keep(grip, record)),
             Err((object, error)) => Err(Refused { object, error }),
         }
@@ -174,9 +179,11 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     fn tell_the_doomed(&mut self) {
         // Every object was taken by a read-modify-write, or handed over.
         fence_after_rmw();
-        if self.waited_for() && !cfg!(loom_mutant = "new_holder_rings_nobody") {
-            self.places.for_each(|entry| entry.claim.object().reservation().tell_the_doomed());
-        }
+        self.places.for_each(|entry| {
+            if entry.claim.cell().is_waited_for() && !cfg!(loom_mutant = "new_holder_rings_nobody") {
+                entry.claim.object().reservation().tell_the_doomed();
+            }
+        });
     }
 
     /// The slot of an object whose word is this set's.
@@ -246,14 +253,6 @@ impl<'o, R: Reservable> LockSet<'o, R> {
     fn forget_slots(&mut self) {
         self.reserved = false;
         self.places.for_each(|entry| entry.claim.forget_slots());
-    }
-
-    /// Whether somebody waits for what the set holds.
-    #[inline]
-    fn waited_for(&mut self) -> bool {
-        let mut waiting = 0;
-        self.places.for_each(|entry| waiting |= entry.claim.cell().waiting());
-        waiting != 0
     }
 
     #[track_caller]

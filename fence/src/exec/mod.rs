@@ -23,7 +23,7 @@ use crate::lockdep;
 use crate::reservation::{Locked, Reservable, Usage};
 use crate::sync::claim::Keep;
 pub use interrupt::Interrupt;
-use lock_set::Refused;
+use lock_set::{Asked, Refused};
 pub use lock_set::{LockSet, Slot};
 
 /// A ticket, and everything locked with it. Dropping it unlocks everything.
@@ -147,8 +147,8 @@ impl<'h, 'o, R: Reservable> Exec<'h, 'o, R> {
         let instance = object.object().reservation().instance();
         let record = lockdep::acquire(Tickets::RANK, "reservation", self.set.group()).of(instance);
         let Exec { set, contended, interrupt, .. } = self;
-        let slot = set.lock_at_once(object, record, |set, object, record| {
-            Self::lock_unusually(set, object, record, *interrupt, contended)
+        let slot = set.lock_at_once(object, record, |set, asked, record| {
+            Self::lock_unusually(set, asked, record, *interrupt, contended)
         });
         slot.ok_or_else(|| self.why_refused())
     }
@@ -161,12 +161,12 @@ impl<'h, 'o, R: Reservable> Exec<'h, 'o, R> {
     #[inline(never)]
     fn lock_unusually(
         set: &mut LockSet<'o, R>,
-        object: Keep<'o, R>,
+        asked: Asked<'o, R>,
         record: lockdep::Record,
         interrupt: Option<&Interrupt>,
         contended: &mut Option<Keep<'o, R>>,
     ) -> Option<Slot> {
-        match set.lock(object, interrupt, record) {
+        match set.settle(asked, interrupt, record) {
             Ok(slot) => Some(slot),
             Err(Refused { object, error }) => {
                 *contended = (error == LockError::Contended).then_some(object);

@@ -9,8 +9,8 @@
 //!   └───────────────────────────────────────────────────────┘
 //! ```
 //!
-//! **The lock** is a word. Nobody waiting, taking it is one compare-and-swap, and giving it back one store, a barrier (one
-//! for all that a set lets go of) and a look at `waiting`. The payload stays where it is; who has the word has the
+//! **The lock** is a word. Nobody waiting, taking it is one compare-and-swap, and giving it back one store, a barrier and a look
+//! whether anybody queues (one of each for all that a set lets go of). The payload stays where it is; who has the word has the
 //! payload ([`claim`](crate::sync)). Waiting, wait-die and fairness are in `queue.rs`.
 //!
 //! **Fences** are kept with a [`Usage`]. The holder adds them to a list that everybody may read without any lock

@@ -46,7 +46,7 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::barrier::full_fence;
 use crate::sync::claim::{Claimed, Release, Unclaimed, Word};
 use crate::sync::stamp::fresh_stamp;
-use crate::sync::{Arc, Bell};
+use crate::sync::{Arc, Bell, process_wide};
 
 /// As many looks as are worth it before queueing; some microseconds in all.
 fn looks() -> impl Iterator<Item = ()> {
@@ -64,15 +64,8 @@ fn pause() {
 #[repr(align(128))]
 struct Queued(AtomicUsize);
 
-#[cfg(not(any(loom, shuttle)))]
-static QUEUED: Queued = Queued(AtomicUsize::new(0));
-#[cfg(loom)]
-loom::lazy_static! {
-    static ref QUEUED: Queued = Queued(AtomicUsize::new(0));
-}
-#[cfg(shuttle)]
-shuttle::lazy_static! {
-    static ref QUEUED: Queued = Queued(AtomicUsize::new(0));
+process_wide! {
+    const static QUEUED: Queued = Queued(AtomicUsize::new(0))
 }
 
 /// Whether anybody queues for any reservation. Whoever has given one back asks after a full barrier.
@@ -207,8 +200,8 @@ impl<T> Reservation<T> {
         })
     }
 
-    /// Looks for a while whether the lock comes free, and takes it. Nothing of it in a model, where it would be a look more at what the queue
-    /// looks at anyway.
+    /// Looks for a while whether the lock comes free, and takes it. Nothing of it in a model, where it would be a look more at
+    /// what the queue looks at anyway.
     fn spin<C>(
         &self,
         bidder: &Bidder<'_>,

@@ -7,7 +7,7 @@
 //!   word:  | stamp of the holder, or of the heir (62 bits) | MANY | CLAIMED |
 //!
 //!      0                free for all
-//!      stamp | 0 | 0    free for the heir with that stamp
+//!      stamp | 0 | 0    free for the heir with that stamp; all ones: for whoever the queue will name
 //!          0 | 0 | 1    held by somebody who holds nothing else
 //!      stamp | 1 | 1    held by a ticket, which may hold other things and wait for more
 //! ```
@@ -15,7 +15,7 @@
 //! A claim keeps the object that the cell is part of alive: it owns an `Arc`, or borrows one ([`Keep`]). Borrowing costs no
 //! reference count, which is half of what locking an object would cost otherwise.
 //!
-//! All `unsafe` of reservations is here, and rests on two facts. *Exclusive*: a claim exists only between a successful
+//! The `unsafe` of reservations is here and in `places.rs`, and rests on two facts. *Exclusive*: a claim exists only between a successful
 //! compare-and-swap from unclaimed to claimed and the store that ends it, and nobody but the claim stores to a claimed word.
 //! *Alive*: the cell was reached from the object by shared reference, and the claim keeps the object in place.
 

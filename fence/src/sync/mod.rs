@@ -70,11 +70,19 @@ pub use shuttle::thread_local;
 #[cfg(not(any(loom, shuttle)))]
 pub use std::thread_local;
 
-/// Declares a static that is made when it is first used; each execution of a model has its own.
+/// Declares a static that is made when it is first used, or (`const static`) before; each execution of a model has its own.
 macro_rules! process_wide {
     (static $name:ident: $type:ty = $init:expr) => {
         #[cfg(not(any(loom, shuttle)))]
         static $name: std::sync::LazyLock<$type> = std::sync::LazyLock::new(|| $init);
+        process_wide!(@modelled $name: $type = $init);
+    };
+    (const static $name:ident: $type:ty = $init:expr) => {
+        #[cfg(not(any(loom, shuttle)))]
+        static $name: $type = $init;
+        process_wide!(@modelled $name: $type = $init);
+    };
+    (@modelled $name:ident: $type:ty = $init:expr) => {
         #[cfg(loom)]
         loom::lazy_static! {
             static ref $name: $type = $init;

@@ -7,10 +7,12 @@
 //!
 //! In a model each stamp is drawn from the counter, which begins anew with each execution.
 
-#[cfg(not(any(loom, shuttle)))]
-use std::cell::Cell;
-
 use super::atomic::{AtomicU64, Ordering};
+use super::process_wide;
+
+process_wide! {
+    const static DRAWN: AtomicU64 = AtomicU64::new(0)
+}
 
 /// How many stamps a thread takes at a time.
 #[cfg(not(any(loom, shuttle)))]
@@ -20,6 +22,7 @@ const BLOCK: u64 = 16;
 #[cfg(not(any(loom, shuttle)))]
 #[inline]
 pub(crate) fn fresh_stamp() -> u64 {
+    use std::cell::Cell;
     thread_local! {
         static NEXT: Cell<u64> = const { Cell::new(0) };
     }
@@ -36,20 +39,11 @@ pub(crate) fn fresh_stamp() -> u64 {
 #[cfg(not(any(loom, shuttle)))]
 #[cold]
 fn fresh_block() -> u64 {
-    static BLOCKS: AtomicU64 = AtomicU64::new(0);
-    BLOCKS.fetch_add(1, Ordering::Relaxed) * BLOCK + 1
+    DRAWN.fetch_add(1, Ordering::Relaxed) * BLOCK + 1
 }
 
 /// A stamp that nobody has had in this execution.
 #[cfg(any(loom, shuttle))]
 pub(crate) fn fresh_stamp() -> u64 {
-    #[cfg(loom)]
-    loom::lazy_static! {
-        static ref NEXT: AtomicU64 = AtomicU64::new(1);
-    }
-    #[cfg(shuttle)]
-    shuttle::lazy_static! {
-        static ref NEXT: AtomicU64 = AtomicU64::new(1);
-    }
-    NEXT.fetch_add(1, Ordering::Relaxed)
+    DRAWN.fetch_add(1, Ordering::Relaxed) + 1
 }
