@@ -5,13 +5,16 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use devpagemap_fence::lockdep;
+use devpagemap_fence::{Held, lockdep};
 use devpagemap_migrate::MoveQueue;
 
+use crate::aperture::{P2pLimits, PressureLevel};
 use crate::backend::{Arena, DeviceMemory};
 use crate::bo::{BufferBuilder, EvictionPolicy};
+use crate::client::Client;
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::manager::{Manager, Parts};
 use crate::region::{SystemRegion, VramRegion};
 use crate::size::Size;
@@ -47,6 +50,7 @@ impl<D: Driver> Device<D> {
             gtt: Size::gib(4),
             system: None,
             policy: EvictionPolicy::default(),
+            p2p_limits: None,
         }
     }
 
@@ -57,7 +61,22 @@ impl<D: Driver> Device<D> {
 
     /// Describes a buffer of `size`.
     pub fn buffer(&self, size: Size) -> BufferBuilder {
-        BufferBuilder::new(self.manager.clone(), size)
+        BufferBuilder::new(self.manager.clone(), self.manager.nobody.clone(), size)
+    }
+
+    /// A new client, on whose account buffers can be; `name` is for people.
+    pub fn client(&self, name: impl Into<String>) -> Client {
+        Client::new(self.manager.clone(), name.into())
+    }
+
+    /// Subscribes to what happens to the BAR and to peers' maps, from now on.
+    pub fn events(&self) -> Events {
+        self.manager.events.subscribe()
+    }
+
+    /// How hard peers press on the BAR now. Who subscribes first and asks then misses no change.
+    pub fn bar_pressure(&self) -> Option<PressureLevel> {
+        self.manager.ledger.usage(&mut Held::in_destructor()).level
     }
 
     /// Starts describing work for the GPU.
@@ -95,6 +114,7 @@ pub struct DeviceBuilder<D> {
     gtt: Size,
     system: Option<Size>,
     policy: EvictionPolicy,
+    p2p_limits: Option<P2pLimits>,
 }
 
 impl<D: Driver> DeviceBuilder<D> {
@@ -123,15 +143,22 @@ impl<D: Driver> DeviceBuilder<D> {
         DeviceBuilder { policy, ..self }
     }
 
+    /// How much of the BAR peers may use; [`P2pLimits::for_bar`] unless told otherwise.
+    pub fn p2p_limits(self, limits: P2pLimits) -> DeviceBuilder<D> {
+        DeviceBuilder { p2p_limits: Some(limits), ..self }
+    }
+
     /// Maps the memory and starts the engines.
     ///
     /// # Errors
-    /// [`Error::InvalidSize`] for sizes that are zero or not whole pages, [`Error::Io`] when the system refuses, and whatever the
+    /// [`Error::InvalidSize`] for sizes that are zero or not whole pages and limits that are out of order, [`Error::Io`] when the system refuses, and whatever the
     /// driver says.
     pub fn build(self) -> Result<Device<D>> {
         lockdep::prime();
         let vram_bytes = self.vram.as_bytes();
         let visible_bytes = checked_visible(self.visible.unwrap_or(self.vram), vram_bytes)?;
+        let limits = self.p2p_limits.unwrap_or_else(|| P2pLimits::for_bar(Size::bytes(visible_bytes)));
+        let p2p_marks = limits.marks(visible_bytes)?;
         let vram = VramRegion::new(vram_bytes, visible_bytes)?;
         let layout = MemoryLayout { vram_bytes, visible_bytes, gtt_bytes: self.gtt.as_bytes() };
         let system_bytes = match self.system {
@@ -149,8 +176,15 @@ impl<D: Driver> DeviceBuilder<D> {
         if let Some(engine) = driver.fallback_engine(&cpu) {
             queue = queue.fallback(engine);
         }
-        let manager =
-            Manager::new(Parts { driver, vram, system, cpu, policy: self.policy, queue: queue.build() });
+        let manager = Manager::new(Parts {
+            driver,
+            vram,
+            system,
+            cpu,
+            policy: self.policy,
+            p2p_marks,
+            queue: queue.build(),
+        });
         Ok(Device { manager, driver: PhantomData })
     }
 }

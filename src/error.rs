@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use devpagemap_fence::{FenceError, LockError, SlotsExhausted};
 
+use crate::aperture::BarLimit;
 use crate::region::RegionKind;
 use crate::size::Size;
 
@@ -78,6 +79,17 @@ pub enum Error {
         /// Where it is pinned.
         region: RegionKind,
     },
+    /// There is no more of the BAR for this.
+    ApertureFull {
+        /// What has no room left.
+        limit: BarLimit,
+        /// How much it allows.
+        limit_bytes: u64,
+        /// How much of that is in use.
+        used_bytes: u64,
+        /// Bytes asked for.
+        wanted_bytes: u64,
+    },
     /// The same buffer belongs to another device.
     ForeignBuffer {
         /// The buffer.
@@ -139,6 +151,11 @@ impl fmt::Display for Error {
             Error::Pinned { buffer, region } => {
                 write!(f, "buffer {buffer} is pinned in {region} and may not move")
             }
+            Error::ApertureFull { limit, limit_bytes, used_bytes, wanted_bytes } => write!(
+                f,
+                "BAR aperture full: wanted {wanted_bytes} bytes ({}), but of {limit} ({limit_bytes} bytes) {used_bytes} are used",
+                size(wanted_bytes)
+            ),
             Error::ForeignBuffer { buffer } => write!(f, "buffer {buffer} belongs to another device"),
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),

@@ -52,12 +52,15 @@
 //! Who uses this API never sees a lock. Inside, one declared order holds (see [`fence::levels`]): reservations of buffers,
 //! then a region, then the move queue, then timelines; what breaks it does not compile, or panics in debug builds.
 
+mod aperture;
 mod backend;
 mod bo;
+mod client;
 mod cpu;
 mod device;
 mod driver;
 mod error;
+mod events;
 mod manager;
 mod outstanding;
 mod region;
@@ -65,14 +68,19 @@ mod size;
 mod stats;
 mod submit;
 
+pub use aperture::{BarLimit, OnPressure, P2p, P2pLimits, PressureLevel};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
 pub use backend::{JobMemory, SoftwareGpu, SoftwareGpuBuilder};
 pub use bo::{Buffer, BufferBuilder, EvictionPolicy, Place, Placement};
+pub use client::Client;
 pub use cpu::CpuMap;
 pub use device::{Device, DeviceBuilder};
 pub use driver::{Driver, MemoryLayout, Moved};
 pub use error::{Error, Result};
+#[cfg(not(any(loom, shuttle)))]
+pub use events::Readable;
+pub use events::{Event, Events, PeerReason};
 pub use region::{PRIORITIES, RegionKind};
 pub use size::Size;
 pub use stats::Stats;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use devpagemap_allocator::PAGE_BYTES;
 #[cfg(not(any(loom, shuttle)))]
 use devpagemap_fence::Watchdog;
 use devpagemap_fence::lockdep::{self, Signalling};
@@ -13,10 +14,13 @@ use devpagemap_fence::{
 };
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
+use crate::aperture::{Ledger, Marks};
 use crate::backend::DeviceMemory;
 use crate::bo::{BufferObject, EvictionPolicy, Placement, Transaction};
+use crate::client::ClientAccount;
 use crate::driver::{Driver, Moved};
 use crate::error::{Error, Result};
+use crate::events::Hub;
 use crate::outstanding::Outstanding;
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
 use crate::stats::{Counters, Reasons, Stats};
@@ -31,6 +35,12 @@ pub(crate) struct Manager {
     pub(crate) vram: VramRegion,
     /// Constant; its state under its region lock.
     pub(crate) system: SystemRegion,
+    /// BAR pages in peer use. Its own lock.
+    pub(crate) ledger: Arc<Ledger>,
+    /// Who owns the buffers that no client has created. Constant.
+    pub(crate) nobody: Arc<ClientAccount>,
+    /// Who is told. Its own lock.
+    pub(crate) events: Arc<Hub>,
     /// What the CPU sees. Constant.
     pub(crate) cpu: DeviceMemory,
     /// Constant.
@@ -83,17 +93,22 @@ pub(crate) struct Parts {
     pub(crate) system: SystemRegion,
     pub(crate) cpu: DeviceMemory,
     pub(crate) policy: EvictionPolicy,
+    pub(crate) p2p_marks: Marks,
     pub(crate) queue: MoveQueue,
 }
 
 impl Manager {
     pub(crate) fn new(parts: Parts) -> Arc<Manager> {
         let engines = Engines::start(parts.queue, parts.driver);
+        let ledger = Arc::new(Ledger::new(parts.p2p_marks));
         Arc::new_cyclic(|this| Manager {
             this: this.clone(),
             engines: Some(engines),
             vram: parts.vram,
             system: parts.system,
+            nobody: ClientAccount::open("", &ledger),
+            ledger,
+            events: Hub::new(),
             cpu: parts.cpu,
             policy: parts.policy,
             outstanding: Lock::new("outstanding fences", Outstanding::new()),
@@ -249,6 +264,10 @@ impl Manager {
         stats.copy_busy_ns = moves.busy_ns;
         stats.fallback_bytes = moves.fallback_bytes;
         stats.reasons = self.reasons.snapshot(&mut held);
+        let peers = self.ledger.usage(&mut held);
+        stats.p2p_used_bytes = peers.live_pages * PAGE_BYTES;
+        stats.p2p_pending_bytes = peers.pending_pages * PAGE_BYTES;
+        stats.p2p_peak_bytes = peers.peak_pages * PAGE_BYTES;
         stats.reasons.extend(moves.reasons);
         {
             let state = self.vram.state.lock(&mut held);
@@ -280,6 +299,7 @@ impl Drop for Manager {
     /// Work that is still queued is finished first: by the thread that drops the last handle or buffer, or, where that thread may
     /// itself be one of the engines, by a thread made for it.
     fn drop(&mut self) {
+        self.events.close();
         let Some(engines) = self.engines.take() else { return };
         let in_callback = in_callback() && !cfg!(loom_mutant = "teardown_waits_in_a_callback");
         if !in_callback && !engines.driver.is_engine_thread() {

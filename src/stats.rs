@@ -32,6 +32,12 @@ macro_rules! counters {
             pub vram_ghosts: u64,
             /// Bytes of VRAM that are pinned.
             pub vram_pinned_bytes: u64,
+            /// Bytes of the BAR that peers have mapped now.
+            pub p2p_used_bytes: u64,
+            /// Bytes of the BAR that peers have given back and may use until fences signal.
+            pub p2p_pending_bytes: u64,
+            /// The most bytes of the BAR that peers ever used at once, those given back included.
+            pub p2p_peak_bytes: u64,
             /// Bytes of GTT that buffers own now.
             pub gtt_used_bytes: u64,
             /// Bytes of System that buffers own now.
@@ -81,6 +87,14 @@ counters! {
     bar_fallbacks,
     /// CPU maps.
     cpu_maps,
+    /// Buffers that importers reached through the BAR and that were moved to system memory, once for each importer.
+    demotions,
+    /// Demoted ones that importers reach through the BAR again.
+    promotions,
+    /// Peer maps that were given system memory instead of the BAR.
+    p2p_fallbacks,
+    /// Peer maps that were refused.
+    p2p_refusals,
     /// How often a CPU thread had to wait for a fence.
     fence_waits,
     /// How often it waited while placing or evicting buffers. Zero, by design.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage, levels, lockdep};
 
 use super::{Place, Placement};
+use crate::client::ClientAccount;
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::region::{PRIORITIES, RegionKind, Resource};
@@ -15,6 +16,8 @@ use crate::size::Size;
 pub(crate) struct BufferObject {
     /// Constant.
     pub(crate) manager: Arc<Manager>,
+    /// On whose account it is. Constant.
+    pub(crate) client: Arc<ClientAccount>,
     /// Unique on its device. Constant.
     id: u64,
     /// For people. Constant.
@@ -196,6 +199,7 @@ impl Buffer {
 #[derive(Debug)]
 pub struct BufferBuilder {
     manager: Arc<Manager>,
+    client: Arc<ClientAccount>,
     size: Size,
     name: Option<Box<str>>,
     places: Vec<Place>,
@@ -203,8 +207,8 @@ pub struct BufferBuilder {
 }
 
 impl BufferBuilder {
-    pub(crate) fn new(manager: Arc<Manager>, size: Size) -> BufferBuilder {
-        BufferBuilder { manager, size, name: None, places: Vec::new(), priority: 1 }
+    pub(crate) fn new(manager: Arc<Manager>, client: Arc<ClientAccount>, size: Size) -> BufferBuilder {
+        BufferBuilder { manager, client, size, name: None, places: Vec::new(), priority: 1 }
     }
 
     /// A name for people: in traces, reports and errors.
@@ -247,6 +251,7 @@ impl BufferBuilder {
         Ok(Buffer(Arc::new(BufferObject {
             id: self.manager.next_buffer_id(),
             manager: self.manager,
+            client: self.client,
             name: self.name,
             size_bytes,
             footprint_bytes,

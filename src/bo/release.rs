@@ -116,6 +116,7 @@ impl Manager {
     /// Reaps what has signalled but whose callback has not run yet, so that an idle device reads as idle.
     pub(crate) fn reap_signalled(&self) {
         let mut held = Held::in_destructor();
+        self.ledger.reap_signalled(&mut held);
         let vram = self.vram.state.lock(&mut held).heap.signalled_ghosts();
         let system = self.system.state.lock(&mut held).heap.signalled_ghosts();
         for ghost in vram {

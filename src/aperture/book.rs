@@ -1,0 +1,494 @@
+//! The arithmetic of the [ledger](super::ledger). Everything here is under the aperture lock.
+//!
+//! Every change of pages goes through [`Book::edit`]: the pieces that change are counted out of every sum that they are in,
+//! changed, and counted in again. So the sums cannot drift from the pages.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::{Bound, Range};
+
+use devpagemap_fence::FenceSet;
+
+use super::gate::{Crossing, Gate};
+use super::ledger::{AccountId, Candidate, Charge, Over, PendingId, PlaceKey, Unreaped, Usage, Wish};
+use super::limits::{BarLimit, Marks, P2p, Rank};
+use super::users::{PageUsers, Use, User, kind_for, kind_of, user_mut};
+use crate::bo::WeakBuffer;
+
+/// Pages in use, of everybody or of one account.
+#[derive(Debug, Default)]
+struct Tally {
+    live_pages: u64,
+    pending_pages: u64,
+}
+
+impl Tally {
+    fn pages_mut(&mut self, kind: Use) -> Option<&mut u64> {
+        match kind {
+            Use::Idle => None,
+            Use::Pending => Some(&mut self.pending_pages),
+            Use::Live => Some(&mut self.live_pages),
+        }
+    }
+
+    fn enter(&mut self, kind: Use, pages: u64) {
+        self.pages_mut(kind).into_iter().for_each(|sum| *sum += pages);
+    }
+
+    fn leave(&mut self, kind: Use, pages: u64) {
+        self.pages_mut(kind).into_iter().for_each(|sum| *sum -= pages);
+    }
+
+    fn is_zero(&self) -> bool {
+        self.live_pages == 0 && self.pending_pages == 0
+    }
+}
+
+/// What an importer or a client uses and may use.
+#[derive(Debug)]
+struct Entry {
+    tally: Tally,
+    limit_pages: u64,
+    /// Whether its owner still exists.
+    open: bool,
+}
+
+/// A buffer of which pages are in use.
+#[derive(Debug)]
+struct Shown {
+    weak: WeakBuffer,
+    client: AccountId,
+    rank: Rank,
+    /// When it was mapped last, in wishes granted.
+    mapped: u64,
+    live_pages: u64,
+    /// By generation.
+    places: BTreeMap<u64, PageUsers>,
+}
+
+impl Shown {
+    /// How many pages its demotion would free under a limit that `wish` is over.
+    fn pages_under(&self, limit: BarLimit, wish: &Wish) -> u64 {
+        match limit {
+            BarLimit::Client if self.client != wish.client => 0,
+            BarLimit::Importer => self.places.values().map(|pages| pages.live_pages_of(wish.importer)).sum(),
+            _ => self.live_pages,
+        }
+    }
+}
+
+/// Pages that one map gave back, less those that somebody has inherited.
+#[derive(Debug)]
+struct Pending {
+    place: PlaceKey,
+    pages: Range<u64>,
+    importer: AccountId,
+    fences: FenceSet,
+    /// Pages of the range that nobody has inherited.
+    left_pages: u64,
+}
+
+/// Whose pending pages a wish inherits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    Anybody,
+    /// The buffers of this client.
+    Client(AccountId),
+    Importer(AccountId),
+}
+
+/// What the aperture lock of the ledger protects.
+#[derive(Debug)]
+pub(super) struct Book {
+    /// Constant.
+    marks: Marks,
+    gate: Gate,
+    total: Tally,
+    peak_pages: u64,
+    /// Set aside for demoters; counts as used.
+    reserved_pages: u64,
+    accounts: BTreeMap<AccountId, Entry>,
+    buffers: BTreeMap<u64, Shown>,
+    /// The buffers with live pages: by rank, then by when they were mapped.
+    by_rank: BTreeSet<(Rank, u64, u64)>,
+    /// Oldest first.
+    pendings: BTreeMap<PendingId, Pending>,
+    /// The number of accounts, pendings and grants so far.
+    next_id: u64,
+    /// Not told yet, oldest first.
+    crossings: VecDeque<Crossing>,
+    /// Whether somebody has the duty to tell them.
+    telling: bool,
+}
+
+impl Book {
+    pub(super) fn new(marks: Marks) -> Book {
+        Book {
+            marks,
+            gate: Gate::new(&marks),
+            total: Tally::default(),
+            peak_pages: 0,
+            reserved_pages: 0,
+            accounts: BTreeMap::new(),
+            buffers: BTreeMap::new(),
+            by_rank: BTreeSet::new(),
+            pendings: BTreeMap::new(),
+            next_id: 0,
+            crossings: VecDeque::new(),
+            telling: false,
+        }
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(super) fn open_account(&mut self) -> AccountId {
+        let id = AccountId(self.next_id());
+        let entry = Entry { tally: Tally::default(), limit_pages: u64::MAX, open: true };
+        self.accounts.insert(id, entry);
+        id
+    }
+
+    /// The account goes when its last page does.
+    pub(super) fn close_account(&mut self, id: AccountId) {
+        self.entry_mut(id).open = false;
+        self.forget_if_unused(id);
+    }
+
+    pub(super) fn set_limit(&mut self, id: AccountId, limit_pages: u64) {
+        self.entry_mut(id).limit_pages = limit_pages;
+    }
+
+    pub(super) fn live_pages_of(&self, id: AccountId) -> u64 {
+        self.entry(id).tally.live_pages
+    }
+
+    fn entry(&self, id: AccountId) -> &Entry {
+        self.accounts.get(&id).expect("an account stays while somebody owns it or pages count for it")
+    }
+
+    fn entry_mut(&mut self, id: AccountId) -> &mut Entry {
+        self.accounts.get_mut(&id).expect("an account stays while somebody owns it or pages count for it")
+    }
+
+    fn forget_if_unused(&mut self, id: AccountId) {
+        if self.accounts.get(&id).is_some_and(|entry| !entry.open && entry.tally.is_zero()) {
+            self.accounts.remove(&id);
+        }
+    }
+
+    /// What decides: pages of maps, and what is set aside.
+    fn used_pages(&self) -> u64 {
+        self.total.live_pages + self.reserved_pages
+    }
+
+    /// Shows the gate what is used now; true when there are crossings to be told.
+    pub(super) fn note_use(&mut self) -> bool {
+        let used_pages = self.used_pages();
+        self.peak_pages = self.peak_pages.max(self.total.live_pages + self.total.pending_pages);
+        self.gate.observe(used_pages, &mut self.crossings);
+        !self.crossings.is_empty()
+    }
+
+    /// Whether a wish fits, with so many pages that were set aside for it.
+    pub(super) fn check(&self, wish: &Wish, room_pages: u64) -> Result<(), Over> {
+        let (new_pages, new_for_importer_pages) = self.new_pages(wish);
+        for (limit, id, new_pages) in [
+            (BarLimit::Importer, wish.importer, new_for_importer_pages),
+            (BarLimit::Client, wish.client, new_pages),
+        ] {
+            let entry = self.entry(id);
+            check_limit(limit, entry.limit_pages, entry.tally.live_pages, new_pages)?;
+        }
+        // What is set aside is counted already.
+        let new_pages = new_pages.saturating_sub(room_pages);
+        let used_pages = self.used_pages();
+        check_limit(BarLimit::Hard, self.marks.hard_pages, used_pages, new_pages)?;
+        if wish.rank.p2p >= P2p::Prefer {
+            return Ok(());
+        }
+        let limit_pages = self.marks.soft_pages;
+        if self.gate.is_closed() && new_pages > 0 {
+            let limit = BarLimit::Soft;
+            return Err(Over { limit, limit_pages, used_pages, missing_pages: new_pages });
+        }
+        check_limit(BarLimit::Soft, limit_pages, used_pages, new_pages)
+    }
+
+    /// How many pages a wish adds in total, and how many for its importer.
+    fn new_pages(&self, wish: &Wish) -> (u64, u64) {
+        let place = self.place(wish.place);
+        let mut new = (0, 0);
+        let pieces = place.map_or_else(|| vec![(wish.pages.clone(), &[][..])], |p| p.pieces(&wish.pages));
+        for (piece, users) in pieces {
+            let len_pages = piece.end - piece.start;
+            new.0 += if kind_of(users) == Use::Live { 0 } else { len_pages };
+            new.1 += if kind_for(users, wish.importer) == Use::Live { 0 } else { len_pages };
+        }
+        new
+    }
+
+    fn place(&self, key: PlaceKey) -> Option<&PageUsers> {
+        self.buffers.get(&key.buffer)?.places.get(&key.generation)
+    }
+
+    /// Charges a wish that fits, and returns the fences of those whose pages it inherits.
+    pub(super) fn charge(&mut self, wish: &Wish, room_pages: &mut u64) -> FenceSet {
+        let (new_pages, new_for_importer_pages) = self.new_pages(wish);
+        let mapped = self.next_id();
+        self.buffers.entry(wish.place.buffer).or_insert_with(|| Shown {
+            weak: wish.buffer.clone(),
+            client: wish.client,
+            rank: wish.rank,
+            mapped,
+            live_pages: 0,
+            places: BTreeMap::new(),
+        });
+        let taken_pages = new_pages.min(*room_pages);
+        *room_pages -= taken_pages;
+        self.reserved_pages -= taken_pages;
+        self.edit(wish.place, &wish.pages, |_, users| user_mut(users, wish.importer).maps += 1);
+        self.reindex(wish.place.buffer, |shown| (shown.rank, shown.mapped) = (wish.rank, mapped));
+
+        let mut after = FenceSet::new();
+        let accounts = [
+            (From::Importer(wish.importer), wish.importer, new_for_importer_pages),
+            (From::Client(wish.client), wish.client, new_pages),
+        ];
+        for (from, id, new_pages) in accounts {
+            let entry = self.entry(id);
+            let beyond_pages = beyond(&entry.tally, entry.limit_pages).min(new_pages);
+            self.inherit(from, beyond_pages, &mut after);
+        }
+        self.inherit(From::Anybody, beyond(&self.total, self.marks.hard_pages), &mut after);
+        debug_assert!(self.total.live_pages + self.total.pending_pages <= self.marks.hard_pages);
+        after
+    }
+
+    /// Makes a map's pages pending, or idle if `fences` have signalled. Returns how many live pages that freed.
+    pub(super) fn release(&mut self, charge: Charge, mut fences: FenceSet) -> (u64, Option<Unreaped>) {
+        let Charge { place, pages, importer } = charge;
+        let live_before = self.total.live_pages;
+        fences.prune();
+        let id = (!fences.is_empty()).then(|| PendingId(self.next_id()));
+        if let Some(id) = id {
+            let left_pages = pages.end - pages.start;
+            let fences = fences.clone();
+            let pending = Pending { place, pages: pages.clone(), importer, fences, left_pages };
+            self.pendings.insert(id, pending);
+        }
+        self.edit(place, &pages, |_, users| {
+            let user = user_mut(users, importer);
+            user.maps = user.maps.checked_sub(1).expect("a charge is given back once");
+            user.pending.extend(id);
+        });
+        self.reindex(place.buffer, |_| {});
+        self.forget_if_unused(importer);
+        (live_before - self.total.live_pages, id.map(|id| Unreaped { id, fences }))
+    }
+
+    /// Makes pages idle whose fences have signalled.
+    pub(super) fn reap(&mut self, id: PendingId) {
+        let Some(Pending { place, pages, importer, .. }) = self.pendings.remove(&id) else { return };
+        self.edit(place, &pages, |_, users| {
+            users
+                .iter_mut()
+                .filter(|user| user.importer == importer)
+                .for_each(|user| user.pending.retain(|pending| *pending != id));
+        });
+        self.forget_if_unused(importer);
+    }
+
+    /// The pendings whose fences have signalled.
+    pub(super) fn signalled(&self) -> Vec<PendingId> {
+        let pendings = self.pendings.iter();
+        pendings.filter(|(_, pending)| pending.fences.is_signaled()).map(|(id, _)| *id).collect()
+    }
+
+    /// Takes so many pending pages off those that they count for, oldest first, and adds their fences to `after`.
+    fn inherit(&mut self, from: From, pages: u64, after: &mut FenceSet) {
+        let mut missing_pages = pages;
+        let mut last = Bound::Unbounded;
+        while missing_pages > 0 {
+            let next = self.pendings.range((last, Bound::Unbounded)).next().map(|(id, _)| *id);
+            let id = next.expect("what is live fits, so what is beyond the limit is pending");
+            last = Bound::Excluded(id);
+            for piece in self.inheritable(from, id, missing_pages) {
+                missing_pages -= piece.end - piece.start;
+                self.take_over(from, id, &piece, after);
+            }
+        }
+    }
+
+    /// Up to so many pages of a pending that are nobody else's business: of an importer, those that it has not mapped
+    /// otherwise; else those that nobody has mapped.
+    fn inheritable(&self, from: From, id: PendingId, mut limit_pages: u64) -> Vec<Range<u64>> {
+        let pending = &self.pendings[&id];
+        let concerns = match from {
+            From::Anybody => true,
+            From::Client(client) => self.buffers[&pending.place.buffer].client == client,
+            From::Importer(importer) => pending.importer == importer,
+        };
+        let Some(place) = self.place(pending.place).filter(|_| concerns) else { return Vec::new() };
+        let mut found = Vec::new();
+        for (piece, users) in place.pieces(&pending.pages) {
+            let is_left = users.iter().any(|user| user.pending.contains(&id));
+            let kind = match from {
+                From::Importer(importer) => kind_for(users, importer),
+                From::Anybody | From::Client(_) => kind_of(users),
+            };
+            if is_left && kind == Use::Pending && limit_pages > 0 {
+                let end = piece.end.min(piece.start + limit_pages);
+                limit_pages -= end - piece.start;
+                found.push(piece.start..end);
+            }
+        }
+        found
+    }
+
+    /// Takes the pending uses off a piece, of one importer or of all, with their fences.
+    fn take_over(&mut self, from: From, id: PendingId, piece: &Range<u64>, after: &mut FenceSet) {
+        let place = self.pendings[&id].place;
+        let mut taken: Vec<(PendingId, u64)> = Vec::new();
+        let mut importers: Vec<AccountId> = Vec::new();
+        self.edit(place, piece, |len_pages, users| {
+            for user in users.iter_mut() {
+                if matches!(from, From::Importer(importer) if importer != user.importer) {
+                    continue;
+                }
+                importers.push(user.importer);
+                taken.extend(user.pending.drain(..).map(|id| (id, len_pages)));
+            }
+        });
+        for (id, len_pages) in taken {
+            let pending = self.pendings.get_mut(&id).expect("a page names pendings that are left");
+            after.merge(&pending.fences);
+            pending.left_pages -= len_pages;
+            if pending.left_pages == 0 {
+                self.pendings.remove(&id);
+            }
+        }
+        importers.into_iter().for_each(|importer| self.forget_if_unused(importer));
+    }
+
+    /// Changes who uses pages, and every sum with it.
+    fn edit(&mut self, key: PlaceKey, range: &Range<u64>, mut change: impl FnMut(u64, &mut Vec<User>)) {
+        let Some(shown) = self.buffers.get_mut(&key.buffer) else { return };
+        let (client, live_before) = (shown.client, self.total.live_pages);
+        let place = shown.places.entry(key.generation).or_default();
+        let (total, accounts) = (&mut self.total, &mut self.accounts);
+        place.edit(range, |len_pages, users| {
+            let mut count = |users: &[User], count: fn(&mut Tally, Use, u64)| {
+                count(total, kind_of(users), len_pages);
+                let mut count_for = |id, kind| {
+                    let entry: &mut Entry =
+                        accounts.get_mut(&id).expect("pages count for accounts that stay");
+                    count(&mut entry.tally, kind, len_pages);
+                };
+                count_for(client, kind_of(users));
+                users.iter().for_each(|user| count_for(user.importer, user.kind()));
+            };
+            count(users, Tally::leave);
+            change(len_pages, users);
+            count(users, Tally::enter);
+        });
+        if place.is_empty() {
+            shown.places.remove(&key.generation);
+        }
+        shown.live_pages = shown.live_pages + self.total.live_pages - live_before;
+        if shown.places.is_empty() {
+            self.by_rank.remove(&(shown.rank, shown.mapped, key.buffer));
+            self.buffers.remove(&key.buffer);
+            self.forget_if_unused(client);
+        }
+    }
+
+    /// Changes what a buffer is found by; one of which nothing is in use is not known here.
+    fn reindex(&mut self, buffer: u64, change: impl FnOnce(&mut Shown)) {
+        let Some(shown) = self.buffers.get_mut(&buffer) else { return };
+        self.by_rank.remove(&(shown.rank, shown.mapped, buffer));
+        change(shown);
+        if shown.live_pages > 0 {
+            self.by_rank.insert((shown.rank, shown.mapped, buffer));
+        }
+    }
+
+    pub(super) fn set_rank(&mut self, buffer: u64, rank: Rank) {
+        self.reindex(buffer, |shown| shown.rank = rank);
+    }
+
+    /// See [`Ledger::candidates`](super::Ledger::candidates).
+    pub(super) fn candidates(
+        &self,
+        wish: &Wish,
+        over: &Over,
+        mut skip: impl FnMut(u64) -> bool,
+    ) -> Vec<Candidate> {
+        let mut found = Vec::new();
+        let mut missing_pages = over.missing_pages;
+        for (rank, _, id) in self.by_rank.range(..(wish.rank, 0, 0)) {
+            if missing_pages == 0 || rank.p2p == P2p::Require {
+                break;
+            }
+            if *id == wish.place.buffer || skip(*id) {
+                continue;
+            }
+            let shown = &self.buffers[id];
+            let pages = shown.pages_under(over.limit, wish);
+            if pages > 0 {
+                missing_pages = missing_pages.saturating_sub(pages);
+                found.push(Candidate { id: *id, buffer: shown.weak.clone(), rank: *rank, pages });
+            }
+        }
+        found
+    }
+
+    /// Sets pages aside that a demotion has freed.
+    pub(super) fn reserve(&mut self, pages: u64) {
+        self.reserved_pages += pages;
+    }
+
+    /// Ends that for pages that nobody took.
+    pub(super) fn unreserve(&mut self, pages: u64) {
+        self.reserved_pages -= pages;
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        Usage {
+            live_pages: self.total.live_pages,
+            pending_pages: self.total.pending_pages,
+            peak_pages: self.peak_pages,
+            reserved_pages: self.reserved_pages,
+            level: self.gate.level(),
+        }
+    }
+
+    /// See [`Ledger::first_crossing`](super::Ledger::first_crossing).
+    pub(super) fn first_crossing(&mut self) -> Option<Crossing> {
+        if self.telling && !cfg!(loom_mutant = "crossings_are_told_by_whoever_made_them") {
+            return None;
+        }
+        self.next_crossing()
+    }
+
+    /// See [`Ledger::next_crossing`](super::Ledger::next_crossing).
+    pub(super) fn next_crossing(&mut self) -> Option<Crossing> {
+        let next = self.crossings.pop_front();
+        self.telling = next.is_some();
+        next
+    }
+}
+
+fn check_limit(limit: BarLimit, limit_pages: u64, used_pages: u64, new_pages: u64) -> Result<(), Over> {
+    let wanted_pages = used_pages.saturating_add(new_pages);
+    if new_pages == 0 || wanted_pages <= limit_pages {
+        return Ok(());
+    }
+    Err(Over { limit, limit_pages, used_pages, missing_pages: wanted_pages - limit_pages })
+}
+
+/// By how much a tally exceeds a limit, of what is pending.
+fn beyond(tally: &Tally, limit_pages: u64) -> u64 {
+    (tally.live_pages + tally.pending_pages).saturating_sub(limit_pages).min(tally.pending_pages)
+}

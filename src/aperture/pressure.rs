@@ -1,0 +1,161 @@
+//! What the manager does with its [ledger](super::Ledger): admits peers, takes their pages back, and tells what happened.
+//!
+//! A crossing of a mark is made under the aperture lock and told outside of it. Two threads that crossed one after the other
+//! could tell in the opposite order, and who listens would believe in a pressure that has ended. So crossings queue in the
+//! ledger, and one thread at a time has the duty to tell them, the oldest first; who finds it taken leaves its own to that thread.
+//!
+//! Everything here may be called with reservations held, and in destructors and fence callbacks.
+
+use std::sync::Arc;
+
+use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_fence::{FenceSet, Held, levels};
+
+use super::gate::Crossing;
+use super::ledger::{Charge, Over, Released, Unreaped, Wish};
+use crate::error::Error;
+use crate::events::Event;
+use crate::manager::Manager;
+use crate::stats::Counters;
+
+/// A wish that was granted.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// To be given to [`Manager::release_peer`] or [`Manager::demote_peer`].
+    pub(crate) charge: Charge,
+    /// What must have signalled before the importer's first access: it has inherited BAR pages from others.
+    pub(crate) after: FenceSet,
+}
+
+/// Pages that a demoter has freed and nobody else can take. What is left of them when it is dropped is given back.
+#[derive(Debug)]
+pub(crate) struct Room<'m> {
+    manager: &'m Manager,
+    pages: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        if self.pages == 0 {
+            return;
+        }
+        let mut held = Held::in_destructor();
+        if self.manager.ledger.give_back_room(self.pages, &mut held) {
+            self.manager.tell_crossings(&mut held);
+        }
+    }
+}
+
+impl Over {
+    /// The error of a wish that is refused because of it.
+    pub(crate) fn refusal(&self, wish: &Wish) -> Error {
+        let bytes = |pages: u64| pages.saturating_mul(PAGE_BYTES);
+        Error::ApertureFull {
+            limit: self.limit,
+            limit_bytes: bytes(self.limit_pages),
+            used_bytes: bytes(self.used_pages),
+            wanted_bytes: bytes(wish.pages.end - wish.pages.start),
+        }
+    }
+}
+
+impl Manager {
+    /// Room for one wish: none yet.
+    pub(crate) fn room(&self) -> Room<'_> {
+        Room { manager: self, pages: 0 }
+    }
+
+    /// Charges a wish, with what was demoted for it. Takes the aperture lock.
+    ///
+    /// # Errors
+    /// What the wish is over; then nothing has changed.
+    pub(crate) fn admit_peer(
+        &self,
+        wish: &Wish,
+        room: &mut Room<'_>,
+        held: &mut Held<'_, levels::Tickets>,
+    ) -> Result<Admitted, Over> {
+        let granted = self.ledger.admit(wish, &mut room.pages, held)?;
+        if granted.crossed {
+            self.tell_crossings(held);
+        }
+        Ok(Admitted { charge: granted.charge, after: granted.after })
+    }
+
+    /// Gives a map's pages back: they count until `fences` have signalled, or somebody inherits them. Takes the aperture lock.
+    pub(crate) fn release_peer(
+        &self,
+        charge: Charge,
+        fences: FenceSet,
+        held: &mut Held<'_, levels::Tickets>,
+    ) {
+        let released = self.ledger.release(charge, fences, held);
+        self.finish_release(released, held);
+    }
+
+    /// As [`release_peer`](Manager::release_peer), for a buffer that makes way: what that frees is `room`'s. Takes the aperture lock.
+    pub(crate) fn demote_peer(
+        &self,
+        charge: Charge,
+        fences: FenceSet,
+        room: &mut Room<'_>,
+        held: &mut Held<'_, levels::Tickets>,
+    ) {
+        let released = self.ledger.demote(charge, fences, &mut room.pages, held);
+        self.finish_release(released, held);
+    }
+
+    fn finish_release(&self, released: Released, held: &mut Held<'_, levels::Tickets>) {
+        if let Some(Unreaped { id, fences }) = released.unreaped {
+            let ledger = Arc::downgrade(&self.ledger);
+            let reap = move || {
+                if let Some(ledger) = ledger.upgrade() {
+                    ledger.reap(id, &mut Held::in_destructor());
+                }
+            };
+            if let Err(signalled_meanwhile) = fences.on_signaled(reap) {
+                signalled_meanwhile();
+            }
+        }
+        if released.crossed {
+            self.tell_crossings(held);
+        }
+    }
+
+    /// Tells crossings until none is left, unless another thread does. Takes the aperture lock.
+    fn tell_crossings(&self, held: &mut Held<'_, levels::Tickets>) {
+        let mut next = self.ledger.first_crossing(held);
+        while let Some(crossing) = next {
+            self.tell_crossing(&crossing, held);
+            next = self.ledger.next_crossing(held);
+        }
+    }
+
+    fn tell_crossing(&self, crossing: &Crossing, held: &mut Held<'_, levels::Tickets>) {
+        let Crossing { level, began, used_pages, limit_pages } = *crossing;
+        self.tell(
+            match began {
+                true => Event::BarPressure { level, used_pages, limit_pages },
+                false => Event::BarRelief { level, used_pages, limit_pages },
+            },
+            held,
+        );
+    }
+
+    /// Counts what happened, with its reason, and tells whoever listens. Takes the aperture lock.
+    pub(crate) fn tell(&self, event: Event, held: &mut Held<'_, levels::Tickets>) {
+        let counter = match &event {
+            Event::Demoted { .. } => Some(&self.counters.demotions),
+            Event::Promoted { .. } => Some(&self.counters.promotions),
+            Event::FellBack { .. } => Some(&self.counters.p2p_fallbacks),
+            Event::Refused { .. } => Some(&self.counters.p2p_refusals),
+            Event::BarPressure { .. } | Event::BarRelief { .. } | Event::Missed { .. } => None,
+        };
+        counter.into_iter().for_each(Counters::count);
+        if let Some(reason) = event.counted_as() {
+            self.reasons.count(&reason, held);
+        }
+        tracing::debug!(%event, "aperture");
+        self.events.emit(event, held);
+    }
+}
