@@ -25,11 +25,7 @@ use crate::aperture::{BarLimit, PressureLevel};
 pub use polled::Readable;
 
 /// How many events a subscriber may be behind before it misses some.
-#[cfg(not(any(loom, shuttle)))]
 const CAPACITY: usize = 1024;
-/// Few enough for a model to overflow.
-#[cfg(any(loom, shuttle))]
-const CAPACITY: usize = 2;
 
 /// Why a peer does not get the BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

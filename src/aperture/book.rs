@@ -11,7 +11,7 @@ use devpagemap_fence::FenceSet;
 use super::gate::{Crossing, Gate};
 use super::ledger::{AccountId, Candidate, Charge, Over, PendingId, PlaceKey, Unreaped, Usage, Wish};
 use super::limits::{BarLimit, Marks, P2p, Rank};
-use super::users::{PageUsers, Use, User, kind_for, kind_of, user_mut};
+use super::users::{PageUsers, PendingUse, Sum, Sums, Use, User, kind_for, kind_of, user_mut};
 use crate::bo::WeakBuffer;
 
 /// Pages in use, of everybody or of one account.
@@ -76,24 +76,45 @@ impl Shown {
     }
 }
 
-/// Pages that one map gave back, less those that somebody has inherited.
+/// Pages that count until fences have signalled, less those that others have inherited.
 #[derive(Debug)]
 struct Pending {
     place: PlaceKey,
     pages: Range<u64>,
     importer: AccountId,
     fences: FenceSet,
-    /// Pages of the range that nobody has inherited.
+    kind: PendingKind,
+    /// Pages of the range that still count in some sum.
     left_pages: u64,
 }
 
-/// Whose pending pages a wish inherits.
+/// What the fences of pending pages are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PendingKind {
+    /// A map was given back; its importer uses these pages until they signal.
+    Former,
+    /// A map has inherited these fences with pages elsewhere: those, and not these, are in use until they signal. So it is of
+    /// no account while these pages are mapped, but whoever maps them waits too.
+    Inherited,
+}
+
+/// Whose pending pages a wish inherits, in the sum that is theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum From {
     Anybody,
     /// The buffers of this client.
     Client(AccountId),
     Importer(AccountId),
+}
+
+impl From {
+    fn sum(self) -> Sum {
+        match self {
+            From::Anybody => Sum::Total,
+            From::Client(_) => Sum::Client,
+            From::Importer(_) => Sum::Importer,
+        }
+    }
 }
 
 /// What the aperture lock of the ledger protects.
@@ -218,24 +239,74 @@ impl Book {
 
     /// How many pages a wish adds in total, and how many for its importer.
     fn new_pages(&self, wish: &Wish) -> (u64, u64) {
-        let place = self.place(wish.place);
         let mut new = (0, 0);
-        let pieces = place.map_or_else(|| vec![(wish.pages.clone(), &[][..])], |p| p.pieces(&wish.pages));
-        for (piece, users) in pieces {
+        for (piece, users) in self.pieces(wish) {
             let len_pages = piece.end - piece.start;
-            new.0 += if kind_of(users) == Use::Live { 0 } else { len_pages };
+            new.0 += if kind_of(users, Sum::Total) == Use::Live { 0 } else { len_pages };
             new.1 += if kind_for(users, wish.importer) == Use::Live { 0 } else { len_pages };
         }
         new
+    }
+
+    fn pieces(&self, wish: &Wish) -> Vec<(Range<u64>, &[User])> {
+        let place = self.place(wish.place);
+        place.map_or_else(|| vec![(wish.pages.clone(), &[][..])], |place| place.pieces(&wish.pages))
     }
 
     fn place(&self, key: PlaceKey) -> Option<&PageUsers> {
         self.buffers.get(&key.buffer)?.places.get(&key.generation)
     }
 
-    /// Charges a wish that fits, and returns the fences of those whose pages it inherits.
-    pub(super) fn charge(&mut self, wish: &Wish, room_pages: &mut u64) -> FenceSet {
+    /// Charges a wish that fits. Returns what its first access has to queue behind, and what has to be reaped.
+    pub(super) fn charge(&mut self, wish: &Wish, room_pages: &mut u64) -> (FenceSet, Vec<Unreaped>) {
         let (new_pages, new_for_importer_pages) = self.new_pages(wish);
+        let fresh = self.not_mapped_by_importer(wish);
+        let mut after = self.inherited_behind(wish);
+        let taken_pages = new_pages.min(*room_pages);
+        *room_pages -= taken_pages;
+        self.reserved_pages -= taken_pages;
+        self.enter(wish);
+        let (inherited, sums) = self.inherit_what_is_beyond(wish, new_pages, new_for_importer_pages);
+        if inherited.is_empty() {
+            return (after, Vec::new());
+        }
+        after.merge(&inherited);
+        let kind = PendingKind::Inherited;
+        let add = |piece| self.add_pending(wish.place, piece, wish.importer, &inherited, kind, sums);
+        (after, fresh.into_iter().map(add).collect())
+    }
+
+    /// The parts of a wish that its importer has not mapped.
+    fn not_mapped_by_importer(&self, wish: &Wish) -> Vec<Range<u64>> {
+        let mut fresh: Vec<Range<u64>> = Vec::new();
+        for (piece, users) in self.pieces(wish) {
+            if kind_for(users, wish.importer) == Use::Live {
+                continue;
+            }
+            match fresh.last_mut() {
+                Some(last) if last.end == piece.start => last.end = piece.end,
+                _ => fresh.push(piece),
+            }
+        }
+        fresh
+    }
+
+    /// What earlier maps of the same pages have inherited, and every map of them has to queue behind.
+    fn inherited_behind(&self, wish: &Wish) -> FenceSet {
+        let mut behind = FenceSet::new();
+        for (_, users) in self.pieces(wish) {
+            let pendings =
+                users.iter().flat_map(|user| &user.pending).map(|pending| &self.pendings[&pending.id]);
+            pendings
+                .filter(|pending| pending.kind == PendingKind::Inherited)
+                .for_each(|p| behind.merge(&p.fences));
+        }
+        behind.prune();
+        behind
+    }
+
+    /// Makes the pages of a wish live.
+    fn enter(&mut self, wish: &Wish) {
         let mapped = self.next_id();
         self.buffers.entry(wish.place.buffer).or_insert_with(|| Shown {
             weak: wish.buffer.clone(),
@@ -245,25 +316,53 @@ impl Book {
             live_pages: 0,
             places: BTreeMap::new(),
         });
-        let taken_pages = new_pages.min(*room_pages);
-        *room_pages -= taken_pages;
-        self.reserved_pages -= taken_pages;
         self.edit(wish.place, &wish.pages, |_, users| user_mut(users, wish.importer).maps += 1);
         self.reindex(wish.place.buffer, |shown| (shown.rank, shown.mapped) = (wish.rank, mapped));
+    }
 
-        let mut after = FenceSet::new();
-        let accounts = [
-            (From::Importer(wish.importer), wish.importer, new_for_importer_pages),
-            (From::Client(wish.client), wish.client, new_pages),
+    /// Inherits as many pending pages as there are too many in each sum. Returns their fences, and in which sums there were any.
+    fn inherit_what_is_beyond(
+        &mut self,
+        wish: &Wish,
+        new_pages: u64,
+        new_for_importer_pages: u64,
+    ) -> (FenceSet, Sums) {
+        let importer = self.entry(wish.importer);
+        let client = self.entry(wish.client);
+        let beyond_pages = [
+            (From::Anybody, beyond(&self.total, self.marks.hard_pages, new_pages)),
+            (From::Client(wish.client), beyond(&client.tally, client.limit_pages, new_pages)),
+            (
+                From::Importer(wish.importer),
+                beyond(&importer.tally, importer.limit_pages, new_for_importer_pages),
+            ),
         ];
-        for (from, id, new_pages) in accounts {
-            let entry = self.entry(id);
-            let beyond_pages = beyond(&entry.tally, entry.limit_pages).min(new_pages);
-            self.inherit(from, beyond_pages, &mut after);
+        let (mut inherited, mut sums) = (FenceSet::new(), Sums::default());
+        for (from, pages) in beyond_pages.into_iter().filter(|(_, pages)| *pages > 0) {
+            self.inherit(from, pages, &mut inherited);
+            sums.add(from.sum());
         }
-        self.inherit(From::Anybody, beyond(&self.total, self.marks.hard_pages), &mut after);
         debug_assert!(self.total.live_pages + self.total.pending_pages <= self.marks.hard_pages);
-        after
+        inherited.prune();
+        (inherited, sums)
+    }
+
+    /// Makes pages pending, beside what they are otherwise.
+    fn add_pending(
+        &mut self,
+        place: PlaceKey,
+        pages: Range<u64>,
+        importer: AccountId,
+        fences: &FenceSet,
+        kind: PendingKind,
+        sums: Sums,
+    ) -> Unreaped {
+        let id = PendingId(self.next_id());
+        self.edit(place, &pages, |_, users| user_mut(users, importer).pending.push(PendingUse { id, sums }));
+        let left_pages = pages.end - pages.start;
+        self.pendings
+            .insert(id, Pending { place, pages, importer, fences: fences.clone(), kind, left_pages });
+        Unreaped { id, fences: fences.clone() }
     }
 
     /// Makes a map's pages pending, or idle if `fences` have signalled. Returns how many live pages that freed.
@@ -271,21 +370,16 @@ impl Book {
         let Charge { place, pages, importer } = charge;
         let live_before = self.total.live_pages;
         fences.prune();
-        let id = (!fences.is_empty()).then(|| PendingId(self.next_id()));
-        if let Some(id) = id {
-            let left_pages = pages.end - pages.start;
-            let fences = fences.clone();
-            let pending = Pending { place, pages: pages.clone(), importer, fences, left_pages };
-            self.pendings.insert(id, pending);
-        }
+        let unreaped = (!fences.is_empty()).then(|| {
+            self.add_pending(place, pages.clone(), importer, &fences, PendingKind::Former, Sums::ALL)
+        });
         self.edit(place, &pages, |_, users| {
             let user = user_mut(users, importer);
             user.maps = user.maps.checked_sub(1).expect("a charge is given back once");
-            user.pending.extend(id);
         });
         self.reindex(place.buffer, |_| {});
         self.forget_if_unused(importer);
-        (live_before - self.total.live_pages, id.map(|id| Unreaped { id, fences }))
+        (live_before - self.total.live_pages, unreaped)
     }
 
     /// Makes pages idle whose fences have signalled.
@@ -295,7 +389,7 @@ impl Book {
             users
                 .iter_mut()
                 .filter(|user| user.importer == importer)
-                .for_each(|user| user.pending.retain(|pending| *pending != id));
+                .for_each(|user| user.pending.retain(|pending| pending.id != id));
         });
         self.forget_if_unused(importer);
     }
@@ -333,12 +427,13 @@ impl Book {
         let Some(place) = self.place(pending.place).filter(|_| concerns) else { return Vec::new() };
         let mut found = Vec::new();
         for (piece, users) in place.pieces(&pending.pages) {
-            let is_left = users.iter().any(|user| user.pending.contains(&id));
+            let mut pendings = users.iter().flat_map(|user| &user.pending);
+            let counts = pendings.any(|pending| pending.id == id && pending.sums.contains(from.sum()));
             let kind = match from {
                 From::Importer(importer) => kind_for(users, importer),
-                From::Anybody | From::Client(_) => kind_of(users),
+                From::Anybody | From::Client(_) => kind_of(users, from.sum()),
             };
-            if is_left && kind == Use::Pending && limit_pages > 0 {
+            if counts && kind == Use::Pending && limit_pages > 0 {
                 let end = piece.end.min(piece.start + limit_pages);
                 limit_pages -= end - piece.start;
                 found.push(piece.start..end);
@@ -347,9 +442,10 @@ impl Book {
         found
     }
 
-    /// Takes the pending uses off a piece, of one importer or of all, with their fences.
+    /// Takes the pending uses of a piece, of one importer or of all, out of a sum, with their fences.
     fn take_over(&mut self, from: From, id: PendingId, piece: &Range<u64>, after: &mut FenceSet) {
         let place = self.pendings[&id].place;
+        // With how many of its pages that leaves without any sum.
         let mut taken: Vec<(PendingId, u64)> = Vec::new();
         let mut importers: Vec<AccountId> = Vec::new();
         self.edit(place, piece, |len_pages, users| {
@@ -358,13 +454,17 @@ impl Book {
                     continue;
                 }
                 importers.push(user.importer);
-                taken.extend(user.pending.drain(..).map(|id| (id, len_pages)));
+                for pending in user.pending.iter_mut().filter(|pending| pending.sums.contains(from.sum())) {
+                    pending.sums.remove(from.sum());
+                    taken.push((pending.id, if pending.sums.is_empty() { len_pages } else { 0 }));
+                }
+                user.pending.retain(|pending| !pending.sums.is_empty());
             }
         });
-        for (id, len_pages) in taken {
+        for (id, gone_pages) in taken {
             let pending = self.pendings.get_mut(&id).expect("a page names pendings that are left");
             after.merge(&pending.fences);
-            pending.left_pages -= len_pages;
+            pending.left_pages -= gone_pages;
             if pending.left_pages == 0 {
                 self.pendings.remove(&id);
             }
@@ -380,14 +480,14 @@ impl Book {
         let (total, accounts) = (&mut self.total, &mut self.accounts);
         place.edit(range, |len_pages, users| {
             let mut count = |users: &[User], count: fn(&mut Tally, Use, u64)| {
-                count(total, kind_of(users), len_pages);
+                count(total, kind_of(users, Sum::Total), len_pages);
                 let mut count_for = |id, kind| {
                     let entry: &mut Entry =
                         accounts.get_mut(&id).expect("pages count for accounts that stay");
                     count(&mut entry.tally, kind, len_pages);
                 };
-                count_for(client, kind_of(users));
-                users.iter().for_each(|user| count_for(user.importer, user.kind()));
+                count_for(client, kind_of(users, Sum::Client));
+                users.iter().for_each(|user| count_for(user.importer, user.kind(Sum::Importer)));
             };
             count(users, Tally::leave);
             change(len_pages, users);
@@ -464,6 +564,14 @@ impl Book {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.accounts.is_empty()
+            && self.buffers.is_empty()
+            && self.by_rank.is_empty()
+            && self.pendings.is_empty()
+    }
+
     /// See [`Ledger::first_crossing`](super::Ledger::first_crossing).
     pub(super) fn first_crossing(&mut self) -> Option<Crossing> {
         if self.telling && !cfg!(loom_mutant = "crossings_are_told_by_whoever_made_them") {
@@ -488,7 +596,8 @@ fn check_limit(limit: BarLimit, limit_pages: u64, used_pages: u64, new_pages: u6
     Err(Over { limit, limit_pages, used_pages, missing_pages: wanted_pages - limit_pages })
 }
 
-/// By how much a tally exceeds a limit, of what is pending.
-fn beyond(tally: &Tally, limit_pages: u64) -> u64 {
-    (tally.live_pages + tally.pending_pages).saturating_sub(limit_pages).min(tally.pending_pages)
+/// By how much a tally exceeds a limit through `new_pages`, all of it pending.
+fn beyond(tally: &Tally, limit_pages: u64, new_pages: u64) -> u64 {
+    let beyond_pages = (tally.live_pages + tally.pending_pages).saturating_sub(limit_pages);
+    beyond_pages.min(tally.pending_pages).min(new_pages)
 }

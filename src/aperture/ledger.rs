@@ -4,7 +4,8 @@
 //! once for each of those importers. A map that is given back behind fences stays *pending*: its pages count until the
 //! fences signal, since the importer may use them until then. But nobody is refused because of it. Whoever would not fit
 //! inherits pending pages, the oldest first, and gets their fences to queue behind; those pages count no more, and the new ones
-//! do. So the pages that are really in use never exceed a limit, although nobody waits:
+//! do. So the pages that are really in use never exceed a limit, although nobody waits. (For the same reason the fences stay with
+//! the new pages: a second map of those queues behind them too, and if they are given back at once they count until then.)
 //!
 //! ```text
 //!   hard limit 8      live ███████·   pending ░            a wish for 3
@@ -90,6 +91,7 @@ pub(crate) struct Granted {
     pub(crate) charge: Charge,
     /// Who must have finished before the first access: the former users of inherited pages.
     pub(crate) after: FenceSet,
+    pub(crate) unreaped: Vec<Unreaped>,
     /// Whether there are crossings to be told.
     pub(crate) crossed: bool,
 }
@@ -196,10 +198,10 @@ impl Ledger {
             drop(book);
             self.book.lock(held)
         };
-        let after = book.charge(wish, room_pages);
+        let (after, unreaped) = book.charge(wish, room_pages);
         let Wish { place, pages, importer, .. } = wish.clone();
         let charge = Charge { place, pages, importer };
-        Ok(Granted { charge, after, crossed: book.note_use() })
+        Ok(Granted { charge, after, unreaped, crossed: book.note_use() })
     }
 
     /// Gives a map's pages back behind `fences`.
@@ -272,6 +274,12 @@ impl Ledger {
 
     pub(crate) fn usage(&self, held: &mut Held<'_, levels::Tickets>) -> Usage {
         self.book.lock(held).usage()
+    }
+
+    /// Whether there is no account, no buffer and nothing to be reaped.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.book.lock(&mut Held::in_destructor()).is_empty()
     }
 
     /// The oldest crossing that nobody has told, and with it the duty to tell it and to ask for the

@@ -13,6 +13,8 @@ mod book;
 mod gate;
 mod ledger;
 mod limits;
+#[cfg(test)]
+mod plain_model;
 mod pressure;
 mod users;
 

@@ -12,7 +12,7 @@ use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::{FenceSet, Held, levels};
 
 use super::gate::Crossing;
-use super::ledger::{Charge, Over, Released, Unreaped, Wish};
+use super::ledger::{Charge, Granted, Over, Released, Unreaped, Wish};
 use crate::error::Error;
 use crate::events::Event;
 use crate::manager::Manager;
@@ -75,11 +75,12 @@ impl Manager {
         room: &mut Room<'_>,
         held: &mut Held<'_, levels::Tickets>,
     ) -> Result<Admitted, Over> {
-        let granted = self.ledger.admit(wish, &mut room.pages, held)?;
-        if granted.crossed {
+        let Granted { charge, after, unreaped, crossed } = self.ledger.admit(wish, &mut room.pages, held)?;
+        self.reap_pages_when_signaled(unreaped);
+        if crossed {
             self.tell_crossings(held);
         }
-        Ok(Admitted { charge: granted.charge, after: granted.after })
+        Ok(Admitted { charge, after })
     }
 
     /// Gives a map's pages back: they count until `fences` have signalled, or somebody inherits them. Takes the aperture lock.
@@ -106,19 +107,27 @@ impl Manager {
     }
 
     fn finish_release(&self, released: Released, held: &mut Held<'_, levels::Tickets>) {
-        if let Some(Unreaped { id, fences }) = released.unreaped {
+        self.reap_pages_when_signaled(released.unreaped);
+        if released.crossed {
+            self.tell_crossings(held);
+        }
+    }
+
+    /// Lets pages count no more as soon as their fences signal, on whatever thread that happens.
+    fn reap_pages_when_signaled(&self, unreaped: impl IntoIterator<Item = Unreaped>) {
+        for Unreaped { id, fences } in unreaped {
             let ledger = Arc::downgrade(&self.ledger);
             let reap = move || {
                 if let Some(ledger) = ledger.upgrade() {
                     ledger.reap(id, &mut Held::in_destructor());
                 }
             };
-            if let Err(signalled_meanwhile) = fences.on_signaled(reap) {
+            let hung = fences.on_signaled(reap);
+            #[cfg(loom_mutant = "pages_that_are_late_are_forgotten")]
+            let hung = hung.or(Ok::<_, fn()>(()));
+            if let Err(signalled_meanwhile) = hung {
                 signalled_meanwhile();
             }
-        }
-        if released.crossed {
-            self.tell_crossings(held);
         }
     }
 

@@ -16,31 +16,72 @@ use std::ops::Range;
 
 use super::ledger::{AccountId, PendingId};
 
+/// The three sums that a page is in. A pending page is inherited in one of them at a time, and goes on counting in the others:
+/// whoever inherits it may be of another client, or another importer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sum {
+    Total = 1,
+    Client = 2,
+    Importer = 4,
+}
+
+/// Some of the three sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums(u8);
+
+impl Sums {
+    pub(crate) const ALL: Sums = Sums(Sum::Total as u8 | Sum::Client as u8 | Sum::Importer as u8);
+
+    pub(crate) fn contains(self, sum: Sum) -> bool {
+        self.0 & sum as u8 != 0
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self == Sums::default()
+    }
+
+    pub(crate) fn add(&mut self, sum: Sum) {
+        self.0 |= sum as u8;
+    }
+
+    pub(crate) fn remove(&mut self, sum: Sum) {
+        self.0 &= !(sum as u8);
+    }
+}
+
+/// A map that was given back, or fences that one has inherited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PendingUse {
+    pub(crate) id: PendingId,
+    /// Where it counts, never nowhere.
+    pub(crate) sums: Sums,
+}
+
 /// One importer's use of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) importer: AccountId,
     /// How many maps of this importer have these pages.
     pub(crate) maps: u32,
-    /// Maps that were given back, and whose fences have not signalled.
-    pub(crate) pending: Vec<PendingId>,
+    /// What counts until fences signal.
+    pub(crate) pending: Vec<PendingUse>,
 }
 
 /// How pages are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     Idle,
-    /// By maps that were given back, until their fences signal.
+    /// By no map, until fences signal.
     Pending,
     /// By a map.
     Live,
 }
 
 impl User {
-    pub(crate) fn kind(&self) -> Use {
+    pub(crate) fn kind(&self, sum: Sum) -> Use {
         if self.maps > 0 {
             Use::Live
-        } else if !self.pending.is_empty() {
+        } else if self.pending.iter().any(|pending| pending.sums.contains(sum)) {
             Use::Pending
         } else {
             Use::Idle
@@ -48,9 +89,9 @@ impl User {
     }
 }
 
-/// How a run is used by all of its users together.
-pub(crate) fn kind_of(users: &[User]) -> Use {
-    let is = |kind| users.iter().any(|user| user.kind() == kind);
+/// How a run is used by all of its users together: in total, or for the client of the buffer.
+pub(crate) fn kind_of(users: &[User], sum: Sum) -> Use {
+    let is = |kind| users.iter().any(|user| user.kind(sum) == kind);
     if is(Use::Live) {
         Use::Live
     } else if is(Use::Pending) {
@@ -62,7 +103,7 @@ pub(crate) fn kind_of(users: &[User]) -> Use {
 
 /// How a run is used by one of them.
 pub(crate) fn kind_for(users: &[User], importer: AccountId) -> Use {
-    users.iter().find(|user| user.importer == importer).map_or(Use::Idle, User::kind)
+    users.iter().find(|user| user.importer == importer).map_or(Use::Idle, |user| user.kind(Sum::Importer))
 }
 
 /// The entry of `importer`, made if there is none.
@@ -129,7 +170,7 @@ impl PageUsers {
             pieces.map(|(piece, users)| (piece, users.to_vec())).collect();
         for (piece, mut users) in pieces {
             change(piece.end - piece.start, &mut users);
-            users.retain(|user| user.kind() != Use::Idle);
+            users.retain(|user| user.maps > 0 || !user.pending.is_empty());
             if users.is_empty() {
                 self.runs.remove(&piece.start);
             } else {
