@@ -69,6 +69,8 @@ mod stats;
 mod submit;
 
 pub use aperture::{BarLimit, OnPressure, P2p, P2pLimits, PressureLevel};
+#[cfg(any(loom, shuttle))]
+pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
 pub use backend::{JobMemory, SoftwareGpu, SoftwareGpuBuilder};

@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use devpagemap::migrate::{Chunk, Completion, CpuEngine, EngineError, HeapMemory, Reset, Space};
 use devpagemap::{
-    Addr, Buffer, CopyEngine, Device, DeviceMemory, Driver, Fence, MemoryLayout, MemoryMap, Place, Size,
-    Timeline,
+    Addr, Buffer, CopyEngine, Device, DeviceMemory, Driver, Fence, MemoryLayout, MemoryMap, P2pLimits, Place,
+    Size, Timeline,
 };
 use devpagemap_fence::sync::{Condvar, Mutex};
 
@@ -64,6 +64,19 @@ pub fn tight_device(vram_pages: u64, system_pages: u64) -> (Device<ModelGpu>, Ar
     let builder = Device::builder(ModelGpu::new(Some(crank.clone()))).vram(Size::bytes(vram_pages * PAGE));
     let device = builder.system(Size::bytes(system_pages * PAGE)).build();
     (device.expect("a small device"), crank)
+}
+
+/// A device with so many pages of VRAM, all in the BAR and for peers, and a soft limit of `soft_pages` that ends with them.
+pub fn peer_device(pages: u64, soft_pages: u64) -> Device<ModelGpu> {
+    let size = |pages: u64| Size::bytes(pages * PAGE);
+    let limits = P2pLimits {
+        soft: size(soft_pages),
+        reopen: size(soft_pages - 1),
+        hard: size(pages),
+        cpu_reserve: size(0),
+    };
+    let builder = Device::builder(ModelGpu::new(None)).vram(size(pages)).p2p_limits(limits);
+    builder.system(size(64)).build().expect("a small device")
 }
 
 /// A device with a page of VRAM and so many pages of GTT, that copies at once.

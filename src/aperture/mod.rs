@@ -13,6 +13,8 @@ mod book;
 mod gate;
 mod ledger;
 mod limits;
+#[cfg(any(loom, shuttle))]
+mod model;
 #[cfg(test)]
 mod plain_model;
 mod pressure;
@@ -20,6 +22,8 @@ mod users;
 
 pub use gate::PressureLevel;
 pub use limits::{BarLimit, OnPressure, P2p, P2pLimits};
+#[cfg(any(loom, shuttle))]
+pub use model::{LedgerMap, LedgerUser};
 
 pub(crate) use ledger::{Account, AccountId, Candidate, Charge, Ledger, Over, PlaceKey, Wish};
 pub(crate) use limits::{Marks, Rank};
