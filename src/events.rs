@@ -477,3 +477,118 @@ mod polled {
         }
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::*;
+
+    fn pressure(used_pages: u64) -> Event {
+        Event::BarPressure { level: PressureLevel::Soft, used_pages, limit_pages: 8 }
+    }
+
+    fn emit(hub: &Hub, used_pages: u64) {
+        hub.emit(pressure(used_pages), &mut Held::in_destructor());
+    }
+
+    fn is_readable(readable: &Readable) -> bool {
+        poll(&mut [PollFd::new(readable, PollFlags::IN)], Some(&Timespec::default())).expect("a descriptor")
+            == 1
+    }
+
+    #[test]
+    fn every_subscriber_gets_every_event_since_it_subscribed_in_order() {
+        let hub = Hub::new();
+        emit(&hub, 1);
+        let first = hub.subscribe();
+        emit(&hub, 2);
+        let second = hub.subscribe();
+        emit(&hub, 3);
+        assert_eq!(
+            [first.try_next(), first.try_next(), first.try_next()],
+            [Some(pressure(2)), Some(pressure(3)), None]
+        );
+        assert_eq!([second.try_next(), second.try_next()], [Some(pressure(3)), None]);
+    }
+
+    #[test]
+    fn who_does_not_keep_up_loses_the_oldest_and_is_told_how_many() {
+        let hub = Hub::new();
+        let (slow, quick) = (hub.subscribe(), hub.subscribe());
+        for used_pages in 0..CAPACITY as u64 + 3 {
+            emit(&hub, used_pages);
+            assert_eq!(quick.try_next(), Some(pressure(used_pages)));
+        }
+        assert_eq!(slow.try_next(), Some(Event::Missed { count: 3 }));
+        let rest: Vec<Event> = std::iter::from_fn(|| slow.try_next()).collect();
+        assert_eq!((rest.len(), &rest[0]), (CAPACITY, &pressure(3)));
+    }
+
+    #[test]
+    fn a_subscription_that_is_dropped_is_forgotten() {
+        let hub = Hub::new();
+        let (kept, dropped) = (hub.subscribe(), hub.subscribe());
+        drop(dropped);
+        assert_eq!(hub.count.load(Ordering::Relaxed), 1);
+        emit(&hub, 1);
+        assert_eq!(kept.try_next(), Some(pressure(1)));
+        drop(kept);
+        assert_eq!(hub.count.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_descriptor_is_readable_exactly_while_there_is_something_to_take() {
+        let hub = Hub::new();
+        let events = hub.subscribe();
+        emit(&hub, 1);
+        let readable = events.readable().expect("a descriptor");
+        assert!(is_readable(&readable), "there was something before it was made");
+        emit(&hub, 2);
+        events.try_next();
+        assert!(is_readable(&readable));
+        events.try_next();
+        assert!(!is_readable(&readable));
+        emit(&hub, 3);
+        assert!(is_readable(&events.readable().expect("the same one")));
+        events.try_next();
+        hub.close();
+        assert!(is_readable(&readable), "whoever polls has to hear of the end");
+        assert_eq!((events.try_next(), events.is_over()), (None, true));
+        assert!(is_readable(&readable));
+    }
+
+    #[test]
+    fn a_wait_ends_with_the_event_with_the_time_or_with_the_device() {
+        let hub = Hub::new();
+        let mut events = hub.subscribe();
+        assert_eq!(events.next_timeout(Duration::from_millis(1)), None);
+        let emitter = {
+            let hub = hub.clone();
+            std::thread::spawn(move || {
+                emit(&hub, 1);
+                emit(&hub, 2);
+                hub.close();
+            })
+        };
+        assert_eq!(events.next_timeout(Duration::MAX), Some(pressure(1)));
+        assert_eq!((&events).next(), Some(pressure(2)));
+        assert_eq!(events.next(), None);
+        emitter.join().expect("no panic");
+    }
+
+    #[test]
+    fn every_event_reads_as_a_sentence_with_its_figures() {
+        let importer: Arc<str> = "nic".into();
+        let reason = PeerReason::Over(BarLimit::Hard);
+        let event = Event::FellBack { buffer: 7, importer, reason, missing_pages: 3 };
+        let text = "buffer 7 in system memory for nic: the p2p hard limit is reached; 3 pages missing";
+        assert_eq!(event.to_string(), text);
+        let counted = "peer map in system memory: the p2p hard limit is reached";
+        assert_eq!(event.counted_as().as_deref(), Some(counted));
+        assert_eq!(pressure(8).to_string(), "BAR pressure: peers use 8 pages, the soft limit is 8");
+        assert_eq!(pressure(8).counted_as(), None);
+    }
+}

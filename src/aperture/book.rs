@@ -538,7 +538,7 @@ impl Book {
             let pages = shown.pages_under(over.limit, wish);
             if pages > 0 {
                 missing_pages = missing_pages.saturating_sub(pages);
-                found.push(Candidate { id: *id, buffer: shown.weak.clone(), rank: *rank, pages });
+                found.push(Candidate { id: *id, buffer: shown.weak.clone(), pages });
             }
         }
         found

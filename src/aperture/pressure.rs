@@ -168,3 +168,112 @@ impl Manager {
         self.events.emit(event, held);
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::ops::Range;
+
+    use devpagemap_fence::Timeline;
+
+    use super::*;
+    use crate::aperture::{Account, BarLimit, P2p, P2pLimits, PlaceKey, PressureLevel, Rank};
+    use crate::bo::{Buffer, WeakBuffer};
+    use crate::events::PeerReason;
+    use crate::{Device, Size, SoftwareGpu};
+
+    fn device() -> Device<SoftwareGpu> {
+        let gpu = SoftwareGpu::builder().build().expect("threads for the rings");
+        let limits = P2pLimits {
+            soft: Size::kib(32),
+            reopen: Size::kib(16),
+            hard: Size::kib(48),
+            cpu_reserve: Size::kib(16),
+        };
+        let builder = Device::builder(gpu).vram(Size::kib(64)).system(Size::mib(1)).p2p_limits(limits);
+        builder.build().expect("a small device")
+    }
+
+    fn wish(buffer: &Buffer, importer: &Account, pages: Range<u64>) -> Wish {
+        Wish {
+            place: PlaceKey { buffer: buffer.id(), generation: 0 },
+            pages,
+            importer: importer.id,
+            client: buffer.0.client.id(),
+            rank: Rank { p2p: P2p::Prefer, priority: 1 },
+            buffer: WeakBuffer::of(&buffer.0),
+        }
+    }
+
+    fn used_pages(device: &Device<SoftwareGpu>) -> [u64; 3] {
+        let stats = device.stats();
+        [stats.p2p_used_bytes, stats.p2p_pending_bytes, stats.p2p_peak_bytes].map(|bytes| bytes / PAGE_BYTES)
+    }
+
+    #[test]
+    fn crossings_are_told_and_pages_count_until_their_fences_signal_whoever_signals_them() {
+        let device = device();
+        let events = device.events();
+        let buffer = device.buffer(Size::kib(64)).create().expect("a buffer that fits");
+        let manager = &buffer.0.manager;
+        let mut held = Held::in_destructor();
+        let importer = Account::open(&manager.ledger, &mut held);
+        let admitted = manager.admit_peer(&wish(&buffer, &importer, 0..9), &mut manager.room(), &mut held);
+        let admitted = admitted.expect("9 of 12 pages");
+        let level = PressureLevel::Soft;
+        assert_eq!(events.try_next(), Some(Event::BarPressure { level, used_pages: 9, limit_pages: 8 }));
+        assert_eq!(device.bar_pressure(), Some(level));
+
+        let work = Timeline::new("importer");
+        manager.release_peer(admitted.charge, work.next_point().into(), &mut held);
+        assert_eq!(events.try_next(), Some(Event::BarRelief { level, used_pages: 0, limit_pages: 4 }));
+        assert_eq!((used_pages(&device), device.bar_pressure()), ([0, 9, 9], None));
+        std::thread::spawn(move || work.signal(1)).join().expect("no panic");
+        assert_eq!((used_pages(&device), events.try_next()), ([0, 0, 9], None));
+    }
+
+    #[test]
+    fn room_that_is_not_taken_is_given_back_and_the_relief_is_told_then() {
+        let device = device();
+        let buffer = device.buffer(Size::kib(64)).create().expect("a buffer that fits");
+        let manager = &buffer.0.manager;
+        let mut held = Held::in_destructor();
+        let importer = Account::open(&manager.ledger, &mut held);
+        let mut room = manager.room();
+        let admitted = manager.admit_peer(&wish(&buffer, &importer, 0..12), &mut room, &mut held);
+        let events = device.events();
+        manager.demote_peer(admitted.expect("all there is").charge, FenceSet::new(), &mut room, &mut held);
+        assert_eq!((used_pages(&device), events.try_next()), ([0, 0, 12], None));
+        drop(room);
+        let told: Vec<Event> = std::iter::from_fn(|| events.try_next()).collect();
+        let relief = |level, limit_pages| Event::BarRelief { level, used_pages: 0, limit_pages };
+        assert_eq!(told, [relief(PressureLevel::Hard, 8), relief(PressureLevel::Soft, 4)]);
+    }
+
+    #[test]
+    fn what_is_refused_says_which_limit_and_by_how_much_and_is_counted_with_its_reason() {
+        let device = device();
+        let client = device.client("compositor").p2p_limit(Size::kib(8));
+        let buffer = client.buffer(Size::kib(64)).create().expect("a buffer that fits");
+        let manager = &buffer.0.manager;
+        let mut held = Held::in_destructor();
+        let importer = Account::open(&manager.ledger, &mut held);
+        let wish = wish(&buffer, &importer, 0..3);
+        let over = manager.admit_peer(&wish, &mut manager.room(), &mut held).expect_err("3 of 2 pages");
+        assert_eq!((over.limit, over.missing_pages), (BarLimit::Client, 1));
+        let limit = BarLimit::Client;
+        let refusal = Error::ApertureFull { limit, limit_bytes: 8192, used_bytes: 0, wanted_bytes: 12288 };
+        assert_eq!(over.refusal(&wish), refusal);
+
+        let reason = PeerReason::Over(over.limit);
+        let refused = Event::Refused { buffer: 1, importer: "nic".into(), reason, missing_pages: 1 };
+        manager.tell(refused, &mut held);
+        let stats = device.stats();
+        assert_eq!(stats.p2p_refusals, 1);
+        assert_eq!(stats.reasons["peer map refused: the client's p2p limit is reached"], 1);
+        client.set_p2p_limit(Size::kib(12));
+        let admitted = manager.admit_peer(&wish, &mut manager.room(), &mut held).expect("3 of 3 pages");
+        assert_eq!(client.p2p_used(), Size::kib(12));
+        manager.release_peer(admitted.charge, FenceSet::new(), &mut held);
+        assert_eq!(client.p2p_used(), Size::bytes(0));
+    }
+}

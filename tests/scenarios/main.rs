@@ -4,6 +4,7 @@
 mod contention;
 mod cpu_access;
 mod determinism;
+mod events;
 mod eviction;
 mod faults;
 mod lock_order;
