@@ -8,12 +8,12 @@ use std::sync::Arc;
 use devpagemap_fence::{Held, lockdep};
 use devpagemap_migrate::MoveQueue;
 
-use crate::aperture::{P2pLimits, PressureLevel};
+use crate::aperture::{Bar, P2pLimits, PressureLevel};
 use crate::backend::{Arena, DeviceMemory};
 use crate::bo::{BufferBuilder, EvictionPolicy};
 use crate::client::Client;
 use crate::driver::{Driver, MemoryLayout};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::events::Events;
 use crate::manager::{Manager, Parts};
 use crate::region::{SystemRegion, VramRegion};
@@ -46,7 +46,7 @@ impl<D: Driver> Device<D> {
         DeviceBuilder {
             driver,
             vram: Size::default(),
-            visible: None,
+            bar: None,
             gtt: Size::gib(4),
             system: None,
             policy: EvictionPolicy::default(),
@@ -98,6 +98,7 @@ impl<D: Driver> Device<D> {
     pub fn layout(&self) -> MemoryLayout {
         MemoryLayout {
             vram_bytes: self.manager.vram.size_bytes,
+            bar: self.manager.bar,
             visible_bytes: self.manager.vram.visible_bytes,
             gtt_bytes: self.manager.system.gtt_bytes,
         }
@@ -110,7 +111,7 @@ impl<D: Driver> Device<D> {
 pub struct DeviceBuilder<D> {
     driver: D,
     vram: Size,
-    visible: Option<Size>,
+    bar: Option<Bar>,
     gtt: Size,
     system: Option<Size>,
     policy: EvictionPolicy,
@@ -123,9 +124,14 @@ impl<D: Driver> DeviceBuilder<D> {
         DeviceBuilder { vram: size, ..self }
     }
 
-    /// How much of VRAM the CPU sees, from its start: the BAR. All of it, unless told otherwise.
+    /// What the BAR shows of VRAM: a prefix, or windows. All of it, unless told otherwise.
+    pub fn bar(self, bar: Bar) -> DeviceBuilder<D> {
+        DeviceBuilder { bar: Some(bar), ..self }
+    }
+
+    /// How much of VRAM is visible, from its start: short for [`Bar::Prefix`].
     pub fn visible(self, size: Size) -> DeviceBuilder<D> {
-        DeviceBuilder { visible: Some(size), ..self }
+        self.bar(Bar::Prefix(size))
     }
 
     /// How much system memory the GPU may reach at once; 4 GiB unless told otherwise.
@@ -156,11 +162,13 @@ impl<D: Driver> DeviceBuilder<D> {
     pub fn build(self) -> Result<Device<D>> {
         lockdep::prime();
         let vram_bytes = self.vram.as_bytes();
-        let visible_bytes = checked_visible(self.visible.unwrap_or(self.vram), vram_bytes)?;
-        let limits = self.p2p_limits.unwrap_or_else(|| P2pLimits::for_bar(Size::bytes(visible_bytes)));
-        let p2p_marks = limits.marks(visible_bytes)?;
+        let bar = self.bar.unwrap_or(Bar::Prefix(self.vram));
+        bar.check(vram_bytes)?;
+        let visible_bytes = bar.visible().as_bytes();
+        let limits = self.p2p_limits.unwrap_or_else(|| P2pLimits::for_bar(bar.size()));
+        let p2p_marks = limits.marks(bar.size().as_bytes())?;
         let vram = VramRegion::new(vram_bytes, visible_bytes)?;
-        let layout = MemoryLayout { vram_bytes, visible_bytes, gtt_bytes: self.gtt.as_bytes() };
+        let layout = MemoryLayout { vram_bytes, bar, visible_bytes, gtt_bytes: self.gtt.as_bytes() };
         let system_bytes = match self.system {
             Some(size) => size.as_bytes(),
             None => machine_memory_bytes(),
@@ -179,6 +187,7 @@ impl<D: Driver> DeviceBuilder<D> {
         let manager = Manager::new(Parts {
             driver,
             vram,
+            bar,
             system,
             cpu,
             policy: self.policy,
@@ -193,18 +202,6 @@ impl<D: Driver> DeviceBuilder<D> {
 pub(crate) fn driver_of<D: Driver>(manager: &Manager) -> &D {
     let driver: &dyn Any = manager.driver();
     driver.downcast_ref().expect("a device is typed by the driver it was built from")
-}
-
-fn checked_visible(visible: Size, vram_bytes: u64) -> Result<u64> {
-    let bytes = visible.as_bytes();
-    let error = |why| Err(Error::InvalidSize { what: "the visible part of VRAM", bytes, why });
-    if bytes > vram_bytes {
-        return error("is more than there is VRAM");
-    }
-    if !bytes.is_multiple_of(devpagemap_allocator::PAGE_BYTES) {
-        return error("is not a number of whole 4096-byte pages");
-    }
-    Ok(bytes)
 }
 
 fn machine_memory_bytes() -> u64 {

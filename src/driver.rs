@@ -6,8 +6,9 @@ use std::sync::Arc;
 use devpagemap_fence::{Fence, FenceSet};
 use devpagemap_migrate::{CopyEngine, CpuEngine, ExtentList, MemoryMap};
 
+use crate::aperture::{Bar, BarAddr, BarMemory, WindowChange};
 use crate::backend::DeviceMemory;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::region::RegionKind;
 
 /// How a device's memory is laid out, as its builder was told.
@@ -15,7 +16,9 @@ use crate::region::RegionKind;
 pub struct MemoryLayout {
     /// Size of VRAM.
     pub vram_bytes: u64,
-    /// How much of it the CPU sees, from its start: the size of the BAR.
+    /// What the BAR shows of it.
+    pub bar: Bar,
+    /// How much of it is always visible, from its start: the size of the BAR, or nothing where the BAR has windows.
     pub visible_bytes: u64,
     /// How much system memory the GPU may reach at once.
     pub gtt_bytes: u64,
@@ -99,5 +102,26 @@ pub trait Driver: Any + Send + Sync {
     fn rebind(&self, moved: &Moved<'_>) -> Result<Option<Fence>> {
         let _ = moved;
         Ok(None)
+    }
+
+    /// Points pages of a BAR of windows at pages of VRAM, or at nothing; the whole change, or none of it. Queue it behind
+    /// `change.after()`, do not wait; whoever uses these pages next waits for the returned fence. `None`: it is done.
+    ///
+    /// Called when a window is made, when a buffer with windows moves, and when one is destroyed, then possibly on the way
+    /// to a fence's signal.
+    ///
+    /// # Errors
+    /// An error when a window is made is that of whoever wanted it, and the pages of VRAM stay hidden. The default is
+    /// [`Error::Unsupported`]: such a device has a BAR that is a prefix.
+    fn program_windows(&self, change: &WindowChange<'_>) -> Result<Option<Fence>> {
+        let _ = change;
+        Err(Error::Unsupported { what: "this driver programs no windows" })
+    }
+
+    /// The memory behind `len_bytes` of the BAR, for the CPU to map; `None` when it cannot be mapped in one piece. What a window
+    /// shows when this is called is what counts: ask while the window is used, once its fences have signalled.
+    fn bar_memory(&self, addr: BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
+        let _ = (addr, len_bytes);
+        None
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use devpagemap_fence::{FenceError, LockError, SlotsExhausted};
 
-use crate::aperture::BarLimit;
+use crate::aperture::{BarAddr, BarLimit};
 use crate::region::RegionKind;
 use crate::size::Size;
 
@@ -99,6 +99,20 @@ pub enum Error {
     FenceSlots(SlotsExhausted),
     /// A fence that had to be waited for carries an error.
     FenceFailed(FenceError),
+    /// This device cannot do it at all.
+    Unsupported {
+        /// What it cannot do, and why.
+        what: &'static str,
+    },
+    /// An access through the BAR met nothing.
+    BarAccess {
+        /// Where it starts.
+        addr: BarAddr,
+        /// How long it is.
+        len_bytes: u64,
+        /// What it met.
+        why: &'static str,
+    },
     /// The driver refused.
     Driver {
         /// What it was asked to do.
@@ -159,6 +173,10 @@ impl fmt::Display for Error {
             Error::ForeignBuffer { buffer } => write!(f, "buffer {buffer} belongs to another device"),
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),
+            Error::Unsupported { what } => write!(f, "unsupported: {what}"),
+            Error::BarAccess { addr, len_bytes, why } => {
+                write!(f, "an access of {len_bytes} bytes at {addr} {why}")
+            }
             Error::Driver { action, reason } => write!(f, "the driver could not {action}: {reason}"),
             Error::Io { action, bytes, errno } => {
                 write!(f, "could not {action} ({bytes} bytes): {}", std::io::Error::from_raw_os_error(*errno))

@@ -14,7 +14,7 @@ use devpagemap_fence::{
 };
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
-use crate::aperture::{Ledger, Marks};
+use crate::aperture::{Bar, Ledger, Marks};
 use crate::backend::DeviceMemory;
 use crate::bo::{BufferObject, EvictionPolicy, Placement, Transaction};
 use crate::client::ClientAccount;
@@ -33,6 +33,8 @@ pub(crate) struct Manager {
     engines: Option<Engines>,
     /// Constant; its state under its region lock.
     pub(crate) vram: VramRegion,
+    /// Constant.
+    pub(crate) bar: Bar,
     /// Constant; its state under its region lock.
     pub(crate) system: SystemRegion,
     /// BAR pages in peer use. Its own lock.
@@ -90,6 +92,7 @@ impl Engines {
 pub(crate) struct Parts {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) vram: VramRegion,
+    pub(crate) bar: Bar,
     pub(crate) system: SystemRegion,
     pub(crate) cpu: DeviceMemory,
     pub(crate) policy: EvictionPolicy,
@@ -105,6 +108,7 @@ impl Manager {
             this: this.clone(),
             engines: Some(engines),
             vram: parts.vram,
+            bar: parts.bar,
             system: parts.system,
             nobody: ClientAccount::open("", &ledger),
             ledger,

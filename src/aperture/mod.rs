@@ -1,4 +1,16 @@
-//! The BAR aperture: which peers may use how much of it, and who is told when it runs short.
+//! The aperture: what of VRAM can be reached over the bus, by the CPU and by peer devices.
+//!
+//! ```text
+//!   Bar::Prefix    BAR  ├──────────┤           the start of VRAM, always; nothing to program
+//!                  VRAM ├──────────┼─────────────────────────────────────┤
+//!
+//!   Bar::Windows   BAR  ├─A─┼B┼────┼──C──┤    each page shows the page of VRAM that the driver was told
+//!                  VRAM ├─────────B──────A──────────────────C─────────────┤
+//! ```
+//!
+//! `bar.rs` has the two shapes and addresses in them, `change.rs` what a driver is told.
+//!
+//! Which peers may use how much of it, and who is told when it runs short:
 //!
 //! ```text
 //!   pressure   what the rest of the manager calls: admits, gives back, tells
@@ -9,7 +21,9 @@
 //!           └─ limits  what the application chose
 //! ```
 
+mod bar;
 mod book;
+mod change;
 mod gate;
 mod ledger;
 mod limits;
@@ -20,6 +34,8 @@ mod plain_model;
 mod pressure;
 mod users;
 
+pub use bar::{Bar, BarAddr, BarExtent, BarMemory};
+pub use change::{WindowChange, WindowEntry};
 pub use gate::PressureLevel;
 pub use limits::{BarLimit, OnPressure, P2p, P2pLimits};
 #[cfg(any(loom, shuttle))]

@@ -57,6 +57,12 @@ impl Arena {
         self.len_bytes
     }
 
+    /// What can be mapped a second time; `None` for private memory.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn memfd(&self) -> Option<&OwnedFd> {
+        self.memfd.as_ref()
+    }
+
     /// The address of `len_bytes` at `offset_bytes`; `None` when they are not all inside.
     pub(crate) fn address(&self, offset_bytes: u64, len_bytes: u64) -> Option<NonNull<u8>> {
         let end = offset_bytes.checked_add(len_bytes)?;

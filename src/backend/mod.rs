@@ -2,6 +2,8 @@
 
 mod arena;
 #[cfg(not(any(loom, shuttle)))]
+mod bar;
+#[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
 #[cfg(not(any(loom, shuttle)))]

@@ -3,7 +3,7 @@
 //! ```text
 //!   ring gfx0 ─┐                       ┌─ sdma0
 //!   ring gfx1 ─┴─► VRAM (memfd) ◄──────┴─ sdma1 ─► system memory
-//!                  └ the CPU sees a prefix of it
+//!                  └ the BAR: a prefix of it, or windows (`bar.rs`)
 //! ```
 
 use std::sync::{Arc, OnceLock};
@@ -11,8 +11,10 @@ use std::sync::{Arc, OnceLock};
 use devpagemap_fence::Fence;
 use devpagemap_migrate::{Addr, CopyEngine, CpuEngine, MemoryMap, SoftwareEngine, VramAddr};
 
+use super::bar::SoftwareBar;
 use super::jobs::{JobMemory, Ring};
 use super::{Arena, DeviceMemory};
+use crate::aperture::{BarAddr, BarMemory, WindowChange};
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::{Error, Result};
 use crate::submit::Job;
@@ -25,6 +27,8 @@ pub struct SoftwareGpu {
     memory: OnceLock<Arc<DeviceMemory>>,
     /// Set when the device is built, then constant.
     vram: OnceLock<Arc<VramArena>>,
+    /// Set when the device is built, then constant; its table has a lock of its own.
+    bar: OnceLock<SoftwareBar>,
     /// Set when the device is built, then constant.
     engines: OnceLock<Vec<Arc<SoftwareEngine>>>,
     /// Constant.
@@ -65,6 +69,7 @@ impl SoftwareGpuBuilder {
             copy_engine_count: self.copy_engines,
             memory: OnceLock::new(),
             vram: OnceLock::new(),
+            bar: OnceLock::new(),
             engines: OnceLock::new(),
             rings: (0..self.rings).map(start).collect::<Result<_>>()?,
         })
@@ -104,6 +109,30 @@ impl SoftwareGpu {
     }
 }
 
+impl SoftwareGpu {
+    /// Reads through the BAR, as a peer on the bus would.
+    ///
+    /// # Errors
+    /// [`Error::BarAccess`] beyond the end of the BAR, and where no window shows anything; [`Error::Driver`] when this GPU has
+    /// not been built into a device.
+    pub fn read_bar(&self, addr: BarAddr, into: &mut [u8]) -> Result<()> {
+        self.bar("read through the BAR")?.read(addr, into)
+    }
+
+    /// Writes through the BAR, as a peer on the bus would.
+    ///
+    /// # Errors
+    /// As [`SoftwareGpu::read_bar`].
+    pub fn write_bar(&self, addr: BarAddr, from: &[u8]) -> Result<()> {
+        self.bar("write through the BAR")?.write(addr, from)
+    }
+
+    fn bar(&self, action: &'static str) -> Result<&SoftwareBar> {
+        let no_device = || Error::Driver { action, reason: "this GPU belongs to no device".into() };
+        self.bar.get().ok_or_else(no_device)
+    }
+}
+
 impl std::fmt::Debug for SoftwareGpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SoftwareGpu")
@@ -116,14 +145,23 @@ impl std::fmt::Debug for SoftwareGpu {
 
 impl Driver for SoftwareGpu {
     fn map_vram(&self, layout: &MemoryLayout) -> Result<Option<Arc<dyn MemoryMap>>> {
-        let vram = Arc::new(VramArena(Arena::shared("devpagemap-vram", layout.vram_bytes)?));
-        match self.vram.set(vram.clone()) {
-            Ok(()) => Ok(Some(vram)),
-            Err(_) => Err(Error::Driver {
+        let vram = Arc::new(VramArena(Arc::new(Arena::shared("devpagemap-vram", layout.vram_bytes)?)));
+        let bar = SoftwareBar::new(layout.bar, vram.0.clone());
+        if self.vram.set(vram.clone()).is_err() || self.bar.set(bar).is_err() {
+            return Err(Error::Driver {
                 action: "map VRAM",
                 reason: "this GPU already belongs to a device".into(),
-            }),
+            });
         }
+        Ok(Some(vram))
+    }
+
+    fn program_windows(&self, change: &WindowChange<'_>) -> Result<Option<Fence>> {
+        self.bar("program a window")?.program(change)
+    }
+
+    fn bar_memory(&self, addr: BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
+        self.bar.get()?.memory(addr, len_bytes)
     }
 
     fn copy_engines(&self, memory: &DeviceMemory) -> Result<Vec<Arc<dyn CopyEngine>>> {
@@ -161,7 +199,7 @@ impl SoftwareGpu {
 
 /// The software GPU's VRAM.
 #[derive(Debug)]
-struct VramArena(Arena);
+struct VramArena(Arc<Arena>);
 
 // SAFETY: Arena::address checks bounds, and the arena lives as long as self.
 unsafe impl MemoryMap for VramArena {
