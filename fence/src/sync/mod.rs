@@ -15,7 +15,7 @@
 //!   opaque to the models.
 //! * weak memory under shuttle: it runs every atomic access as if it were `SeqCst`. Orderings are loom's business.
 //!
-//! The `unsafe` of this crate is in this room: `claim.rs` (a value and the word that says
+//! The `unsafe` of this crate is in this room: `lending.rs`, `claim.rs` (a value and the word that says
 //! whose it is), `places.rs` (many of them) and `barrier.rs`.
 
 #[cfg(loom)]
@@ -30,6 +30,7 @@ use std::fmt;
 pub(crate) mod barrier;
 mod bell;
 pub(crate) mod claim;
+pub mod lending;
 pub(crate) mod places;
 pub(crate) mod published;
 mod stable;
