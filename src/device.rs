@@ -8,7 +8,7 @@ use std::sync::Arc;
 use devpagemap_fence::{Held, lockdep};
 use devpagemap_migrate::MoveQueue;
 
-use crate::aperture::{Bar, P2pLimits, PressureLevel};
+use crate::aperture::{Bar, P2pLimits, PressureLevel, Windows};
 use crate::backend::{Arena, DeviceMemory};
 use crate::bo::{BufferBuilder, EvictionPolicy};
 use crate::client::Client;
@@ -98,7 +98,7 @@ impl<D: Driver> Device<D> {
     pub fn layout(&self) -> MemoryLayout {
         MemoryLayout {
             vram_bytes: self.manager.vram.size_bytes,
-            bar: self.manager.bar,
+            bar: self.manager.windows.bar(),
             visible_bytes: self.manager.vram.visible_bytes,
             gtt_bytes: self.manager.system.gtt_bytes,
         }
@@ -187,7 +187,7 @@ impl<D: Driver> DeviceBuilder<D> {
         let manager = Manager::new(Parts {
             driver,
             vram,
-            bar,
+            windows: Windows::new(bar, limits.cpu_reserve.as_bytes())?,
             system,
             cpu,
             policy: self.policy,

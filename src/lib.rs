@@ -68,7 +68,9 @@ mod size;
 mod stats;
 mod submit;
 
-pub use aperture::{Bar, BarAddr, BarExtent, BarMemory, WindowChange, WindowEntry};
+pub use aperture::{
+    Bar, BarAddr, BarExtent, BarMemory, PinnedWindow, Window, WindowChange, WindowEntry, Zap,
+};
 pub use aperture::{BarLimit, OnPressure, P2p, P2pLimits, PressureLevel};
 #[cfg(any(loom, shuttle))]
 pub use aperture::{LedgerMap, LedgerUser};

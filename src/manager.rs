@@ -14,7 +14,7 @@ use devpagemap_fence::{
 };
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
-use crate::aperture::{Bar, Ledger, Marks};
+use crate::aperture::{Ledger, Marks, Windows};
 use crate::backend::DeviceMemory;
 use crate::bo::{BufferObject, EvictionPolicy, Placement, Transaction};
 use crate::client::ClientAccount;
@@ -33,8 +33,8 @@ pub(crate) struct Manager {
     engines: Option<Engines>,
     /// Constant; its state under its region lock.
     pub(crate) vram: VramRegion,
-    /// Constant.
-    pub(crate) bar: Bar,
+    /// What the BAR shows. Its own lock.
+    pub(crate) windows: Arc<Windows>,
     /// Constant; its state under its region lock.
     pub(crate) system: SystemRegion,
     /// BAR pages in peer use. Its own lock.
@@ -92,7 +92,7 @@ impl Engines {
 pub(crate) struct Parts {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) vram: VramRegion,
-    pub(crate) bar: Bar,
+    pub(crate) windows: Arc<Windows>,
     pub(crate) system: SystemRegion,
     pub(crate) cpu: DeviceMemory,
     pub(crate) policy: EvictionPolicy,
@@ -108,7 +108,7 @@ impl Manager {
             this: this.clone(),
             engines: Some(engines),
             vram: parts.vram,
-            bar: parts.bar,
+            windows: parts.windows,
             system: parts.system,
             nobody: ClientAccount::open("", &ledger),
             ledger,
@@ -272,6 +272,10 @@ impl Manager {
         stats.p2p_used_bytes = peers.live_pages * PAGE_BYTES;
         stats.p2p_pending_bytes = peers.pending_pages * PAGE_BYTES;
         stats.p2p_peak_bytes = peers.peak_pages * PAGE_BYTES;
+        let windows = self.windows.holdings(&mut held);
+        stats.window_bytes = windows.window_bytes;
+        stats.window_pending_bytes = windows.pending_bytes;
+        stats.window_cpu_held_bytes = windows.cpu_held_bytes;
         stats.reasons.extend(moves.reasons);
         {
             let state = self.vram.state.lock(&mut held);

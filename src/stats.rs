@@ -38,6 +38,12 @@ macro_rules! counters {
             pub p2p_pending_bytes: u64,
             /// The most bytes of the BAR that peers ever used at once, those given back included.
             pub p2p_peak_bytes: u64,
+            /// Bytes of a BAR of windows that show something now.
+            pub window_bytes: u64,
+            /// Bytes of it that are free behind a fence.
+            pub window_pending_bytes: u64,
+            /// Bytes of it that CPU users keep, each counted for itself.
+            pub window_cpu_held_bytes: u64,
             /// Bytes of GTT that buffers own now.
             pub gtt_used_bytes: u64,
             /// Bytes of System that buffers own now.
@@ -87,6 +93,10 @@ counters! {
     bar_fallbacks,
     /// CPU maps.
     cpu_maps,
+    /// Windows made; a range that is shown already needs none.
+    windows_made,
+    /// Windows whose space was taken for others.
+    windows_reclaimed,
     /// Buffers that importers reached through the BAR and that were moved to system memory, once for each importer.
     demotions,
     /// Demoted ones that importers reach through the BAR again.

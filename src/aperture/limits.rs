@@ -57,6 +57,8 @@ pub enum BarLimit {
     Client,
     /// [`P2pLimits::cpu_reserve`].
     CpuReserve,
+    /// The BAR itself.
+    Bar,
 }
 
 impl fmt::Display for BarLimit {
@@ -67,6 +69,7 @@ impl fmt::Display for BarLimit {
             BarLimit::Importer => "the importer's p2p limit",
             BarLimit::Client => "the client's p2p limit",
             BarLimit::CpuReserve => "the BAR reserve of the CPU",
+            BarLimit::Bar => "the BAR",
         })
     }
 }

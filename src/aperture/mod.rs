@@ -8,7 +8,17 @@
 //!                  VRAM ├─────────B──────A──────────────────C─────────────┤
 //! ```
 //!
-//! `bar.rs` has the two shapes and addresses in them, `change.rs` what a driver is told.
+//! `bar.rs` has the two shapes and addresses in them, `change.rs` what a driver is told. Windows:
+//!
+//! ```text
+//!   show            shows a buffer in the BAR, and hides it; what the rest of the manager calls
+//!      ├─ of_buffer    a buffer's windows, by page; its reservation
+//!      ├─ hunt         a search for space that is going on; the hunter's own
+//!      └─ windows      all space, all windows; one lock
+//!           ├─ table      who is taken back first
+//!           └─ window     a window, and a user's handle of it
+//!                └─ zap      those who follow a window without keeping it
+//! ```
 //!
 //! Which peers may use how much of it, and who is told when it runs short:
 //!
@@ -25,14 +35,22 @@ mod bar;
 mod book;
 mod change;
 mod gate;
+mod hunt;
 mod ledger;
 mod limits;
 #[cfg(any(loom, shuttle))]
 mod model;
+mod of_buffer;
+mod pinned;
 #[cfg(test)]
 mod plain_model;
 mod pressure;
+mod show;
+mod table;
 mod users;
+mod window;
+mod windows;
+mod zap;
 
 pub use bar::{Bar, BarAddr, BarExtent, BarMemory};
 pub use change::{WindowChange, WindowEntry};
@@ -40,7 +58,12 @@ pub use gate::PressureLevel;
 pub use limits::{BarLimit, OnPressure, P2p, P2pLimits};
 #[cfg(any(loom, shuttle))]
 pub use model::{LedgerMap, LedgerUser};
+pub use pinned::PinnedWindow;
+pub use window::Window;
+pub use zap::Zap;
 
 pub(crate) use ledger::{Account, AccountId, Candidate, Charge, Ledger, Over, PlaceKey, Wish};
 pub(crate) use limits::{Marks, Rank};
+pub(crate) use of_buffer::BufferWindows;
 pub(crate) use pressure::{Admitted, Room};
+pub(crate) use windows::Windows;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage, levels, lockdep};
 
 use super::{Place, Placement};
+use crate::aperture::BufferWindows;
 use crate::client::ClientAccount;
 use crate::error::{Error, Result};
 use crate::manager::Manager;
@@ -50,6 +51,8 @@ pub(crate) struct BoState {
     /// they stay when they have signalled, because a failure among them means that the bytes are lost. Every move needs the
     /// arrival before it, so a failure is handed on and the last one is enough.
     pub(crate) arrival: FenceSet,
+    /// Where the BAR shows parts of `resource`.
+    pub(crate) windows: BufferWindows,
 }
 
 impl BoState {
@@ -96,9 +99,11 @@ impl Drop for BufferObject {
     fn drop(&mut self) {
         lockdep::might_lock::<levels::Region>("VRAM region");
         #[cfg(not(loom_mutant = "dead_bytes_lose_their_fences"))]
-        let fences = self.reservation.fences(Usage::Bookkeep);
+        let mut fences = self.reservation.fences(Usage::Bookkeep);
         #[cfg(loom_mutant = "dead_bytes_lose_their_fences")]
-        let fences = FenceSet::new();
+        let mut fences = FenceSet::new();
+        let windows = std::mem::take(&mut self.reservation.get_mut().windows);
+        fences.merge(&self.manager.hide_windows(windows, &mut Held::in_destructor()));
         if let Some(resource) = self.reservation.get_mut().resource.take() {
             self.manager.retire(resource, fences);
         }

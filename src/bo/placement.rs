@@ -140,6 +140,13 @@ impl Placement {
         Placement { places: places.collect() }
     }
 
+    /// The same preferences for a buffer that has to be in VRAM; `None` when it may not be there.
+    pub(crate) fn in_vram(&self) -> Option<Placement> {
+        let is_vram = |place: &&Place| place.region == RegionKind::Vram;
+        let places: Vec<_> = self.places.iter().filter(is_vram).cloned().collect();
+        (!places.is_empty()).then_some(Placement { places })
+    }
+
     /// Whether every place is in VRAM.
     pub(crate) fn needs_vram(&self) -> bool {
         self.places.iter().all(|place| place.region == RegionKind::Vram)

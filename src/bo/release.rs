@@ -117,6 +117,7 @@ impl Manager {
     pub(crate) fn reap_signalled(&self) {
         let mut held = Held::in_destructor();
         self.ledger.reap_signalled(&mut held);
+        self.windows.reap_signalled(&mut held);
         let vram = self.vram.state.lock(&mut held).heap.signalled_ghosts();
         let system = self.system.state.lock(&mut held).heap.signalled_ghosts();
         for ghost in vram {

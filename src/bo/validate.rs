@@ -261,6 +261,8 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         mut after: FenceSet,
         urgency: Urgency,
     ) -> (Option<Resource>, Fence) {
+        let windows = std::mem::take(&mut self.exec.set_mut().state_mut(slot).windows);
+        after.merge(&self.manager.hide_windows(windows, &mut self.exec.split().1));
         let needs = self.exec.set().state(slot).arrival.clone();
         #[cfg(not(loom_mutant = "copy_overtakes_the_writer"))]
         after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));

@@ -22,7 +22,7 @@ pub(crate) use ghost::{GhostId, Unreaped};
 pub(crate) use heap::{Heap, Taken};
 pub(crate) use lru::{Lru, Node, NodeKey, Pin};
 pub(crate) use resource::Resource;
-pub(crate) use spans::{bytes_within, intersect, round_up_to_pages, total_bytes};
+pub(crate) use spans::{bytes_within, intersect, round_up_to_pages, subtract_all, total_bytes};
 pub(crate) use system::{SystemRegion, SystemState};
 pub(crate) use vram::{VramRegion, VramState};
 

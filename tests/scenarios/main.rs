@@ -13,3 +13,4 @@ mod pipelining;
 #[path = "../setup/mod.rs"]
 mod setup;
 mod validate;
+mod windows;
