@@ -8,6 +8,7 @@ use devpagemap_migrate::{CopyEngine, CpuEngine, ExtentList, MemoryMap};
 
 use crate::aperture::{Bar, BarAddr, BarMemory, WindowChange};
 use crate::backend::DeviceMemory;
+use crate::cpu::Caching;
 use crate::error::{Error, Result};
 use crate::region::RegionKind;
 
@@ -81,6 +82,12 @@ pub trait Driver: Any + Send + Sync {
     fn map_vram(&self, layout: &MemoryLayout) -> Result<Option<Arc<dyn MemoryMap>>> {
         let _ = layout;
         Ok(None)
+    }
+
+    /// How the CPU's mappings of VRAM are cached. Asked for once, when the device is built. Unless VRAM is cached, the CPU reaches
+    /// bytes in VRAM only of buffers that [opted in](crate::BufferBuilder::write_combined).
+    fn vram_caching(&self) -> Caching {
+        Caching::WriteCombined
     }
 
     /// Who copies when no engine can: by default the CPU, which reaches what it sees.

@@ -79,7 +79,7 @@ pub use backend::DeviceMemory;
 pub use backend::{JobMemory, SoftwareGpu, SoftwareGpuBuilder};
 pub use bo::{Buffer, BufferBuilder, EvictionPolicy, Place, Placement};
 pub use client::Client;
-pub use cpu::CpuMap;
+pub use cpu::{Caching, CpuMap};
 pub use device::{Device, DeviceBuilder};
 pub use driver::{Driver, MemoryLayout, Moved};
 pub use error::{Error, Result};

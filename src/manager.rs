@@ -18,6 +18,7 @@ use crate::aperture::{Ledger, Marks, Windows};
 use crate::backend::DeviceMemory;
 use crate::bo::{BufferObject, EvictionPolicy, Placement, Transaction};
 use crate::client::ClientAccount;
+use crate::cpu::Caching;
 use crate::driver::{Driver, Moved};
 use crate::error::{Error, Result};
 use crate::events::Hub;
@@ -45,6 +46,8 @@ pub(crate) struct Manager {
     pub(crate) events: Arc<Hub>,
     /// What the CPU sees. Constant.
     pub(crate) cpu: DeviceMemory,
+    /// How the CPU's mappings of VRAM are cached. Constant.
+    pub(crate) vram_caching: Caching,
     /// Constant.
     pub(crate) policy: EvictionPolicy,
     /// The last fence of every timeline that was ever queued to: what an idle device has behind it.
@@ -102,6 +105,7 @@ pub(crate) struct Parts {
 
 impl Manager {
     pub(crate) fn new(parts: Parts) -> Arc<Manager> {
+        let vram_caching = parts.driver.vram_caching();
         let engines = Engines::start(parts.queue, parts.driver);
         let ledger = Arc::new(Ledger::new(parts.p2p_marks));
         Arc::new_cyclic(|this| Manager {
@@ -114,6 +118,7 @@ impl Manager {
             ledger,
             events: Hub::new(),
             cpu: parts.cpu,
+            vram_caching,
             policy: parts.policy,
             outstanding: Lock::new("outstanding fences", Outstanding::new()),
             counters: Counters::default(),

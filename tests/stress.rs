@@ -109,6 +109,7 @@ impl Worker<'_> {
             4 => builder.prefer(Place::VRAM.desired()).or(Place::SYSTEM.fallback()),
             _ => builder.prefer(Place::VRAM),
         };
+        let builder = if self.below(2) == 0 { builder.write_combined() } else { builder };
         let buffer = builder.create().expect("a small buffer");
         self.own.push(Own { buffer, seed: None, map: None });
     }

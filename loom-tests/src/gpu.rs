@@ -104,7 +104,7 @@ impl ModelGpu {
 
 /// A buffer of one page, for VRAM.
 pub fn buffer(device: &Device<ModelGpu>) -> Buffer {
-    device.buffer(Size::bytes(PAGE)).prefer(Place::VRAM).create().expect("one page fits")
+    device.buffer(Size::bytes(PAGE)).prefer(Place::VRAM).write_combined().create().expect("one page fits")
 }
 
 /// Submits work that writes `buffer`; the model says when it is done.

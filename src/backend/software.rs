@@ -15,6 +15,7 @@ use super::bar::SoftwareBar;
 use super::jobs::{JobMemory, Ring};
 use super::{Arena, DeviceMemory};
 use crate::aperture::{BarAddr, BarMemory, WindowChange};
+use crate::cpu::Caching;
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::{Error, Result};
 use crate::submit::Job;
@@ -23,6 +24,8 @@ use crate::submit::Job;
 pub struct SoftwareGpu {
     /// Constant.
     copy_engine_count: usize,
+    /// What it says of its VRAM. Constant.
+    vram_caching: Caching,
     /// What engines and jobs see. Set when the device is built, then constant.
     memory: OnceLock<Arc<DeviceMemory>>,
     /// Set when the device is built, then constant.
@@ -40,6 +43,7 @@ pub struct SoftwareGpu {
 pub struct SoftwareGpuBuilder {
     copy_engines: usize,
     rings: usize,
+    vram_caching: Caching,
 }
 
 impl SoftwareGpuBuilder {
@@ -51,6 +55,12 @@ impl SoftwareGpuBuilder {
     /// How many threads run jobs; at least one. Two by default.
     pub fn rings(self, count: usize) -> SoftwareGpuBuilder {
         SoftwareGpuBuilder { rings: count.max(1), ..self }
+    }
+
+    /// How it says the CPU's mappings of its VRAM are cached: write-combined, as over PCIe, unless told otherwise. Only decisions
+    /// follow from it; this process sees the same memory at the same speed.
+    pub fn vram_caching(self, caching: Caching) -> SoftwareGpuBuilder {
+        SoftwareGpuBuilder { vram_caching: caching, ..self }
     }
 
     /// Starts the rings.
@@ -67,6 +77,7 @@ impl SoftwareGpuBuilder {
         };
         Ok(SoftwareGpu {
             copy_engine_count: self.copy_engines,
+            vram_caching: self.vram_caching,
             memory: OnceLock::new(),
             vram: OnceLock::new(),
             bar: OnceLock::new(),
@@ -79,7 +90,7 @@ impl SoftwareGpuBuilder {
 impl SoftwareGpu {
     /// Two copy engines and two rings, unless told otherwise.
     pub fn builder() -> SoftwareGpuBuilder {
-        SoftwareGpuBuilder { copy_engines: 2, rings: 2 }
+        SoftwareGpuBuilder { copy_engines: 2, rings: 2, vram_caching: Caching::WriteCombined }
     }
 
     /// A copy engine, for injecting faults. `None` before the device is built, and beyond the last.
@@ -173,6 +184,10 @@ impl Driver for SoftwareGpu {
         let fresh = self.memory.set(memory).is_ok() && self.engines.set(engines).is_ok();
         debug_assert!(fresh, "map_vram refuses a second device");
         Ok(shared)
+    }
+
+    fn vram_caching(&self) -> Caching {
+        self.vram_caching
     }
 
     fn is_engine_thread(&self) -> bool {

@@ -6,6 +6,7 @@ mod make_way;
 mod object;
 mod placement;
 mod plan;
+mod reach;
 mod release;
 mod validate;
 mod victims;
@@ -17,5 +18,6 @@ pub use object::{Buffer, BufferBuilder};
 pub use placement::{Place, Placement};
 
 pub(crate) use object::{BoState, BufferObject};
+pub(crate) use reach::CpuWish;
 pub(crate) use validate::Transaction;
 pub(crate) use weak::WeakBuffer;

@@ -8,6 +8,7 @@ use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage, levels, l
 use super::{Place, Placement};
 use crate::aperture::BufferWindows;
 use crate::client::ClientAccount;
+use crate::cpu::Caching;
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::region::{PRIORITIES, RegionKind, Resource};
@@ -31,6 +32,8 @@ pub(crate) struct BufferObject {
     priority: usize,
     /// Constant.
     placement: Placement,
+    /// The slowest caching that the CPU's mappings of it may have. Constant.
+    caching: Caching,
     /// How often it was evicted. Statistics.
     pub(crate) evictions: AtomicU64,
     /// See [`WeakBuffer`](super::WeakBuffer).
@@ -82,6 +85,11 @@ impl BufferObject {
 
     pub(crate) fn placement(&self) -> &Placement {
         &self.placement
+    }
+
+    /// The slowest caching that the CPU's mappings of it may have.
+    pub(crate) fn caching(&self) -> Caching {
+        self.caching
     }
 }
 
@@ -209,11 +217,13 @@ pub struct BufferBuilder {
     name: Option<Box<str>>,
     places: Vec<Place>,
     priority: usize,
+    caching: Caching,
 }
 
 impl BufferBuilder {
     pub(crate) fn new(manager: Arc<Manager>, client: Arc<ClientAccount>, size: Size) -> BufferBuilder {
-        BufferBuilder { manager, client, size, name: None, places: Vec::new(), priority: 1 }
+        let caching = Caching::Cached;
+        BufferBuilder { manager, client, size, name: None, places: Vec::new(), priority: 1, caching }
     }
 
     /// A name for people: in traces, reports and errors.
@@ -235,6 +245,12 @@ impl BufferBuilder {
     /// Its eviction priority, 0 (goes first) to 3 (goes last); 1 by default.
     pub fn priority(self, priority: usize) -> BufferBuilder {
         BufferBuilder { priority, ..self }
+    }
+
+    /// Lets the CPU reach it in VRAM, where writes are combined and reads are slow. Without this, and unless VRAM is
+    /// [cached](crate::Driver::vram_caching), a CPU map brings the buffer to system memory, where it reads as fast as anything.
+    pub fn write_combined(self) -> BufferBuilder {
+        BufferBuilder { caching: Caching::WriteCombined, ..self }
     }
 
     /// Creates the buffer. It occupies nothing until its first use, and reads as zeros.
@@ -262,6 +278,7 @@ impl BufferBuilder {
             footprint_bytes,
             priority: self.priority,
             placement,
+            caching: self.caching,
             evictions: AtomicU64::new(0),
             #[cfg(any(loom, shuttle))]
             watched: Arc::default(),

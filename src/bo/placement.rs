@@ -121,6 +121,12 @@ impl Placement {
         Ok(Placement { places })
     }
 
+    /// These places, which the caller knows to be at least one and each a valid one.
+    pub(crate) fn in_order(places: Vec<Place>) -> Placement {
+        debug_assert!(!places.is_empty(), "a placement names a place");
+        Placement { places }
+    }
+
     /// System memory only: where the CPU's first bytes of a buffer, and maps that VRAM cannot serve, go.
     pub(crate) fn system() -> Placement {
         Placement { places: vec![Place::SYSTEM] }

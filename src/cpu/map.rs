@@ -2,16 +2,16 @@
 
 use devpagemap_fence::{levels, lockdep};
 
-use crate::bo::Buffer;
-use crate::error::{Error, Result};
-use crate::region::{Pin, RegionKind};
+use crate::bo::{Buffer, CpuWish};
+use crate::error::Result;
+use crate::region::Pin;
 use crate::stats::Counters;
 
 /// A buffer mapped for the CPU. While one exists, a buffer in visible VRAM or in GTT is pinned there. One in System, which the
 /// GPU cannot use, still moves when a submission needs it; the map reads and writes it wherever it is.
 ///
-/// It was brought into the visible part of VRAM where its placement allows that, or stays in system memory; what could not be had is
-/// told by [`CpuMap::fell_back`].
+/// A [write-combined](crate::BufferBuilder::write_combined) buffer was brought into the visible part of VRAM where its placement
+/// allows that; what could not be had is told by [`CpuMap::fell_back`]. Any other is in system memory.
 #[derive(Debug)]
 pub struct CpuMap {
     buffer: Buffer,
@@ -27,46 +27,18 @@ impl Buffer {
     /// lost, [`Error::Exhausted`] when neither visible VRAM nor system memory can be had.
     pub fn map(&self) -> Result<CpuMap> {
         let manager = &self.0.manager;
-        let visible = self.0.placement().for_cpu();
+        let wish = CpuWish::whole(&self.0);
         let (pin, fell_back) = manager.transact(std::slice::from_ref(&self.0), |transaction| {
             let slot = transaction.member(0);
-            let fell_back = match transaction.validate(slot, &visible) {
-                Ok(()) => None,
-                Err(refused) => {
-                    let reason = fallback_reason(&refused).ok_or(refused)?;
-                    transaction.validate(slot, &crate::bo::Placement::system())?;
-                    Some(reason)
-                }
-            };
+            let reached = transaction.make_reachable(slot, &wish)?;
             transaction.touch_members();
-            Ok((transaction.pin(slot), fell_back))
+            Ok((transaction.pin(slot), reached.fell_back))
         })?;
         Counters::count(&manager.counters.cpu_maps);
-        if let Some(reason) = fell_back {
-            Counters::count(&manager.counters.bar_fallbacks);
-            manager.reasons.count(reason, &mut devpagemap_fence::Held::in_destructor());
-            tracing::debug!(buffer = self.id(), reason, "a CPU map fell back to system memory");
-        }
         let map = CpuMap { buffer: self.clone(), pin, fell_back };
         let _submitters_business = manager.wait(&self.fences());
         self.0.reservation.lock(&mut devpagemap_fence::Held::enter()).check_not_lost()?;
         Ok(map)
-    }
-}
-
-/// Why a map may go to system memory instead; `None` for errors that system memory would not cure.
-fn fallback_reason(refused: &Error) -> Option<&'static str> {
-    match refused {
-        Error::TooLarge { region: RegionKind::Vram, .. } => {
-            Some("cpu map: larger than the visible part of VRAM; served from system memory")
-        }
-        Error::Exhausted { region: RegionKind::Vram, .. } => {
-            Some("cpu map: the visible part of VRAM is exhausted; served from system memory")
-        }
-        Error::Fragmented { region: RegionKind::Vram, .. } => {
-            Some("cpu map: the visible part of VRAM is fragmented; served from system memory")
-        }
-        _ => None,
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod access;
 mod bounce;
+mod caching;
 mod map;
 
+pub use caching::Caching;
 pub use map::CpuMap;

@@ -56,6 +56,7 @@ fn create(device: &Lab, numbers: &mut Numbers, seed: u64) -> (Buffer, u64) {
         2 => buffer.prefer(Place::VRAM.visible()),
         _ => buffer.prefer(Place::VRAM),
     };
+    let buffer = if numbers.below(2) == 0 { buffer.write_combined() } else { buffer };
     let buffer = buffer.create().expect("a small buffer");
     fill(device, &buffer, seed).expect("somebody can go");
     (buffer, seed)

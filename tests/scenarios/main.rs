@@ -10,6 +10,7 @@ mod faults;
 mod lock_order;
 mod model;
 mod pipelining;
+mod reach;
 #[path = "../setup/mod.rs"]
 mod setup;
 mod validate;

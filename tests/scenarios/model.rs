@@ -12,6 +12,7 @@ enum Step {
         bytes: u64,
         placement: usize,
         priority: usize,
+        combined: bool,
     },
     Drop {
         at: usize,
@@ -68,8 +69,9 @@ fn step() -> impl Strategy<Value = Step> {
     let part = || (any::<usize>(), any::<usize>());
     let at = || 0..12_usize;
     prop_oneof![
-        4 => (1..LARGEST, 0..8_usize, 0..4_usize)
-            .prop_map(|(bytes, placement, priority)| Step::Create { bytes, placement, priority }),
+        4 => (1..LARGEST, 0..8_usize, 0..4_usize, any::<bool>()).prop_map(
+            |(bytes, placement, priority, combined)| Step::Create { bytes, placement, priority, combined }
+        ),
         2 => at().prop_map(|at| Step::Drop { at }),
         5 => at().prop_map(|at| Step::GpuRead { at }),
         5 => (at(), any::<u64>()).prop_map(|(at, seed)| Step::GpuWrite { at, seed }),
@@ -131,7 +133,7 @@ impl World {
         }
     }
 
-    fn create(&mut self, bytes: u64, placement: usize, priority: usize) {
+    fn create(&mut self, bytes: u64, placement: usize, priority: usize, combined: bool) {
         if self.known.len() == 12 {
             return;
         }
@@ -140,6 +142,7 @@ impl World {
             places.iter().all(|place| *place == Place::VRAM.visible() || *place == Place::VRAM.contiguous());
         let builder = self.device.buffer(Size::bytes(bytes)).priority(priority);
         let buffer = places.into_iter().fold(builder, |builder, place| builder.or(place));
+        let buffer = if combined { buffer.write_combined() } else { buffer };
         let buffer = buffer.create().expect("every size up to 1.5 MiB fits somewhere");
         self.created += 1;
         self.known.push(Known { buffer, bytes: vec![0; bytes as usize], is_demanding, map: None });
@@ -220,8 +223,8 @@ impl World {
     }
 
     fn take(&mut self, step: &Step) {
-        if let Step::Create { bytes, placement, priority } = *step {
-            return self.create(bytes, placement, priority);
+        if let Step::Create { bytes, placement, priority, combined } = *step {
+            return self.create(bytes, placement, priority, combined);
         }
         let index = |at| self.index(at);
         match *step {

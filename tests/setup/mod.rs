@@ -35,9 +35,10 @@ pub fn device_with(policy: EvictionPolicy, vram_mib: u64) -> Lab {
     builder(vram_mib).policy(policy).build().expect("a small device")
 }
 
-/// A buffer that wants this place only and has not been used.
+/// A buffer that wants this place only and has not been used. The CPU may reach it in VRAM.
 pub fn buffer_at<D: Driver>(device: &Device<D>, place: Place, mib: u64) -> Buffer {
-    device.buffer(Size::mib(mib)).prefer(place).create().expect("a buffer that fits")
+    let buffer = device.buffer(Size::mib(mib)).prefer(place).write_combined();
+    buffer.create().expect("a buffer that fits")
 }
 
 pub fn vram_buffer<D: Driver>(device: &Device<D>, mib: u64) -> Buffer {

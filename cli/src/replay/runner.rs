@@ -210,7 +210,9 @@ impl<'a> Run<'a> {
     fn create(&mut self, bo: &Bo) {
         let places = places(bo, self.replay.config.placement);
         let builder = self.replay.device.buffer(Size::bytes(bo.size_bytes)).name(bo.name.clone());
-        let buffer = places.into_iter().fold(builder, |builder, place| builder.or(place)).create();
+        let builder = places.into_iter().fold(builder, |builder, place| builder.or(place));
+        let writes_combine = bo.heaps.first() == Some(&Heap::VramVisible);
+        let buffer = if writes_combine { builder.write_combined() } else { builder }.create();
         let mut live = Live {
             name: bo.name.as_str().into(),
             size_bytes: bo.size_bytes,
