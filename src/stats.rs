@@ -75,6 +75,10 @@ counters! {
     evictions,
     /// Their bytes.
     evicted_bytes,
+    /// Buffers moved within VRAM to make room in a part of it, most often the part that the CPU sees. They are no evictions.
+    relocations,
+    /// Their bytes.
+    relocated_bytes,
     /// Buffers moved from GTT to System to make room; their pages stay, nothing is copied.
     gtt_demotions,
     /// Evicted buffers that came back to VRAM.

@@ -3,7 +3,7 @@
 //! ```text
 //!   gather      region lock: escrow what is free; lock victims until the rest is covered
 //!               somebody else holds a victim? wait if older, restart if younger (never "out of memory")
-//!   find homes  system pages for every victim                                   ── last step that can fail
+//!   find homes  hidden VRAM or system pages for every victim (homes.rs)         ── last step that can fail
 //!   carry out   queue the copies, swap the victims' resources
 //!               region lock: victims' bytes become ghosts, the evictor takes what it misses, in one hold
 //! ```
@@ -19,12 +19,13 @@ use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Fence, FenceSet, Slot};
 use devpagemap_migrate::Urgency;
 
+use super::homes::{Home, Refuge};
 use super::plan::{Claim, Step};
 use super::validate::{Found, Transaction};
 use super::victims::Victim;
 use super::{BufferObject, Place};
 use crate::error::Result;
-use crate::region::{RegionKind, Resource, Taken, intersect};
+use crate::region::{RegionKind, Resource, intersect};
 use crate::stats::Counters;
 
 /// Who is evicted.
@@ -48,19 +49,32 @@ impl EvictionPolicy {
     }
 }
 
-/// A victim and the system memory that it will live in.
-struct Home {
+/// A victim whose copy is queued: what it leaves behind, and what ends the use of that.
+struct Left {
     slot: Slot,
-    taken: Taken,
+    old: Resource,
+    fence: Fence,
 }
 
 impl Transaction<'_, '_, '_> {
-    /// Makes room for `buffer` at `place` and takes it.
-    pub(super) fn evict_for(&mut self, buffer: &Arc<BufferObject>, place: &Place) -> Result<Found> {
+    /// Makes room for `buffer` at `place` and takes it; `None` when the victims find no room in their `refuge`.
+    pub(super) fn evict_for(
+        &mut self,
+        buffer: &Arc<BufferObject>,
+        place: &Place,
+        refuge: Refuge,
+    ) -> Result<Option<Found>> {
         let mut claim = Claim::default();
-        let homes = self.gather(buffer, place, &mut claim).and_then(|victims| self.find_homes(&victims));
+        let homes = self.gather(buffer, place, &mut claim).and_then(|victims| {
+            let cleared = claim.window.clone().unwrap_or_else(|| self.manager.vram.range_of(place));
+            self.find_homes(&victims, &cleared, refuge)
+        });
         match homes {
-            Ok(homes) => Ok(self.carry_out(buffer, place, claim, homes)),
+            Ok(Some(homes)) => Ok(Some(self.carry_out(buffer, place, claim, homes))),
+            Ok(None) => {
+                self.give_up_claim(buffer, claim);
+                Ok(None)
+            }
             Err(error) => {
                 self.give_up_claim(buffer, claim);
                 Err(error)
@@ -118,44 +132,6 @@ impl Transaction<'_, '_, '_> {
         }
     }
 
-    /// System memory for every victim, or for none.
-    fn find_homes(&mut self, victims: &[Victim]) -> Result<Vec<Home>> {
-        let mut homes = Vec::with_capacity(victims.len());
-        for victim in victims {
-            match self.find_home(victim.slot) {
-                Ok(home) => homes.push(home),
-                Err(error) => {
-                    self.give_up_homes(homes);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(homes)
-    }
-
-    fn find_home(&mut self, slot: Slot) -> Result<Home> {
-        let (set, mut held) = self.exec.split();
-        set.reserve_fences(slot, 2)?;
-        let len_bytes = set.object(slot).footprint_bytes;
-        self.manager.system.take(len_bytes, &mut held, |state, taken| {
-            state.system_used_bytes += len_bytes;
-            Home { slot, taken }
-        })
-    }
-
-    fn give_up_homes(&mut self, homes: Vec<Home>) {
-        let (_, mut held) = self.exec.split();
-        let mut ghosts = Vec::new();
-        {
-            let mut state = self.manager.system.state.lock(&mut held);
-            for home in homes {
-                state.leave(RegionKind::System, home.taken.len_bytes(), None);
-                ghosts.extend(state.heap.give_back_unused(home.taken));
-            }
-        }
-        self.manager.reap_when_signaled(RegionKind::System, ghosts);
-    }
-
     fn carry_out(
         &mut self,
         buffer: &Arc<BufferObject>,
@@ -163,8 +139,8 @@ impl Transaction<'_, '_, '_> {
         claim: Claim,
         homes: Vec<Home>,
     ) -> Found {
-        let slots: Vec<Slot> = homes.iter().map(|home| home.slot).collect();
-        let left: Vec<(Resource, Fence)> = homes.into_iter().map(|home| self.evict(home)).collect();
+        let left: Vec<Left> = homes.into_iter().map(|home| self.leave_for(home)).collect();
+        let slots: Vec<Slot> = left.iter().map(|left| left.slot).collect();
         let found = self.hand_over(buffer, place, claim, left);
         for slot in slots {
             self.exec.set_mut().unlock(slot);
@@ -172,37 +148,47 @@ impl Transaction<'_, '_, '_> {
         found
     }
 
-    /// Queues one victim's copy and swaps its resource; returns the old one and what ends its use.
-    fn evict(&mut self, home: Home) -> (Resource, Fence) {
-        let victim = self.exec.set().arc(home.slot);
-        let after = home.taken.after();
-        let resource = Resource::new(RegionKind::System, home.taken.spans, None);
-        let (old, fence) = self.queue_bytes(home.slot, &victim, resource, after, Urgency::Background);
+    /// Queues one victim's copy to its new home and swaps its resource.
+    fn leave_for(&mut self, home: Home) -> Left {
+        let Home { slot, taken, region } = home;
+        let victim = self.exec.set().arc(slot);
+        let after = taken.after();
+        let resource = Resource::new(region, taken.spans, None);
+        let (old, fence) = self.queue_bytes(slot, &victim, resource, after, Urgency::Background);
         let old =
             old.expect("a victim has a resource: it was found on the LRU and its reservation is held since");
-        self.exec.set_mut().state_mut(home.slot).evicted = true;
+        let counters = &self.manager.counters;
+        if region == RegionKind::Vram {
+            Counters::count(&counters.relocations);
+            Counters::add(&counters.relocated_bytes, victim.footprint_bytes);
+            tracing::debug!(buffer = victim.id(), bytes = victim.footprint_bytes, "relocated within VRAM");
+            return Left { slot, old, fence };
+        }
+        self.exec.set_mut().state_mut(slot).evicted = true;
         victim.evictions.fetch_add(1, Ordering::Relaxed);
-        Counters::count(&self.manager.counters.evictions);
-        Counters::add(&self.manager.counters.evicted_bytes, victim.footprint_bytes);
+        Counters::count(&counters.evictions);
+        Counters::add(&counters.evicted_bytes, victim.footprint_bytes);
         tracing::debug!(buffer = victim.id(), bytes = victim.footprint_bytes, "evicted");
-        (old, fence)
+        Left { slot, old, fence }
     }
 
-    /// One hold of the region lock: the victims' bytes become ghosts, and the evictor takes what it still misses.
+    /// One hold of the region lock: relocated victims enter the LRU where they were, the bytes that victims left become ghosts, and the
+    /// evictor takes what it still misses.
     fn hand_over(
         &mut self,
         buffer: &Arc<BufferObject>,
         place: &Place,
         claim: Claim,
-        left: Vec<(Resource, Fence)>,
+        left: Vec<Left>,
     ) -> Found {
         let manager = self.manager;
-        let (_, mut held) = self.exec.split();
+        let (set, mut held) = self.exec.split();
         let mut ghosts = Vec::with_capacity(left.len());
         let (resource, after) = {
             let mut state = manager.vram.state.lock(&mut held);
             let mut taken = claim.taken;
-            for (old, fence) in &left {
+            for Left { slot, old, fence } in &left {
+                manager.vram.enter_relocated(&mut state, set, *slot, old);
                 ghosts.extend(manager.vram.retire(&mut state, old, FenceSet::from(fence.clone())));
             }
             #[cfg(loom_mutant = "hand_over_in_two_holds")]
@@ -216,7 +202,7 @@ impl Transaction<'_, '_, '_> {
                 }
                 Some(window) => {
                     let vacated: Vec<Span> =
-                        left.iter().flat_map(|(old, _)| intersect(&old.spans, window)).collect();
+                        left.iter().flat_map(|left| intersect(&left.old.spans, window)).collect();
                     state.heap.take_exact(&vacated)
                 }
             };

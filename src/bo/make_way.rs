@@ -64,7 +64,7 @@ impl Transaction<'_, '_, '_> {
 }
 
 /// Where in VRAM `member` may be without a byte in `range`, best first.
-fn places_outside(vram: &VramRegion, member: &BufferObject, range: &Range<u64>) -> Vec<Place> {
+pub(super) fn places_outside(vram: &VramRegion, member: &BufferObject, range: &Range<u64>) -> Vec<Place> {
     let in_vram = member.placement().places().iter().filter(|place| place.region() == RegionKind::Vram);
     let outside = in_vram.flat_map(|place| {
         let allowed = vram.range_of(place);

@@ -2,6 +2,7 @@
 
 mod evict;
 mod gtt;
+mod homes;
 mod make_way;
 mod object;
 mod placement;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use devpagemap_fence::{Exec, Fence, FenceSet, Slot, Usage, lockdep};
 use devpagemap_migrate::{MoveRequest, Operation, Urgency};
 
+use super::homes::Refuge;
 use super::{BufferObject, Place, Placement};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
@@ -33,10 +34,14 @@ pub(crate) struct Transaction<'t, 'h, 'o> {
     pub(crate) members: Vec<Slot>,
 }
 
-/// Whether a pass may evict.
+/// Who may have to move for a place.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pass {
+    /// Nobody.
     Free,
+    /// Others, within VRAM.
+    Relocating,
+    /// Others, out of VRAM too.
     Evicting,
 }
 
@@ -44,7 +49,7 @@ impl Pass {
     fn considers(self, place: &Place) -> bool {
         match self {
             Pass::Free => !place.fallback,
-            Pass::Evicting => !place.desired,
+            Pass::Relocating | Pass::Evicting => !place.desired,
         }
     }
 }
@@ -175,7 +180,8 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
                 }
                 match pass {
                     Pass::Free => Ok(None),
-                    Pass::Evicting => self.evict_for(buffer, place).map(Some),
+                    Pass::Relocating => self.evict_for(buffer, place, Refuge::Vram),
+                    Pass::Evicting => self.evict_for(buffer, place, Refuge::Anywhere),
                 }
             }
             RegionKind::Gtt => {

@@ -86,6 +86,20 @@ impl Lru {
         NodeKey(key)
     }
 
+    /// Adds a resource with the age of `old`, one of the same priority that is not pinned.
+    pub(crate) fn insert_beside(&mut self, node: Node, NodeKey(old): NodeKey) -> NodeKey {
+        debug_assert_eq!((self.nodes[old].priority, self.nodes[old].pins), (node.priority, 0));
+        let key = self.nodes.insert(node);
+        let next = self.nodes[old].next.replace(key);
+        self.nodes[key].prev = Some(old);
+        self.nodes[key].next = next;
+        match next {
+            Some(next) => self.nodes[next].prev = Some(key),
+            None => self.lists[self.nodes[old].priority].tail = Some(key),
+        }
+        NodeKey(key)
+    }
+
     /// Takes a resource out; pins end with it.
     pub(crate) fn remove(&mut self, NodeKey(key): NodeKey) -> Node {
         if self.nodes[key].pins == 0 {
@@ -184,6 +198,19 @@ mod tests {
         assert_eq!(order(&lru), [2, 1, 3]);
         lru.touch(first);
         assert_eq!(order(&lru), [2, 3, 1]);
+    }
+
+    #[test]
+    fn who_takes_anothers_place_is_as_old_as_that_one_was() {
+        for (heir_of, wanted) in [(0, [9, 1, 2]), (1, [0, 9, 2]), (2, [0, 1, 9])] {
+            let mut lru = Lru::default();
+            let keys: Vec<_> = (0..3).map(|id| lru.insert(node(id, 0))).collect();
+            let heir = lru.insert_beside(node(9, 0), keys[heir_of]);
+            lru.remove(keys[heir_of]);
+            assert_eq!(order(&lru), wanted);
+            lru.touch(heir);
+            assert_eq!(order(&lru).last(), Some(&9));
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devpagemap_allocator::{AllocError, PAGE_BYTES, Request, Span};
-use devpagemap_fence::{FenceSet, Lock, levels};
+use devpagemap_fence::{FenceSet, Lock, LockSet, Slot, levels};
 
 use super::{Heap, Lru, Node, RegionKind, Resource, Taken, Unreaped, total_bytes};
 use crate::bo::{BufferObject, Place, WeakBuffer};
@@ -149,6 +149,24 @@ impl VramRegion {
         let node = Node::new(WeakBuffer::of(buffer), id, spans.clone(), len_bytes, buffer.priority());
         let node = state.lru.insert(node);
         Resource::new(RegionKind::Vram, spans, Some(node))
+    }
+
+    /// Enters a locked buffer that was moved within VRAM from `old` on the LRU, as old as it was. `old` is still to be retired,
+    /// under the same hold of the lock. Nothing is done for one that left VRAM.
+    pub(crate) fn enter_relocated(
+        &self,
+        state: &mut VramState,
+        set: &mut LockSet<'_, BufferObject>,
+        slot: Slot,
+        old: &Resource,
+    ) {
+        let buffer = set.arc(slot);
+        let Some(resource) = set.state_mut(slot).resource.as_mut() else { return };
+        let (RegionKind::Vram, Some(old)) = (resource.region, old.node) else { return };
+        let (len_bytes, spans) = (resource.len_bytes(), resource.spans.clone());
+        let node = Node::new(WeakBuffer::of(&buffer), buffer.id(), spans, len_bytes, buffer.priority());
+        resource.node = Some(state.lru.insert_beside(node, old));
+        state.used_bytes += len_bytes;
     }
 
     /// Takes a resource off the LRU; its bytes become a ghost behind `fences`.

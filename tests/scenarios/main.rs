@@ -11,6 +11,7 @@ mod lock_order;
 mod model;
 mod pipelining;
 mod reach;
+mod relocation;
 #[path = "../setup/mod.rs"]
 mod setup;
 mod validate;
