@@ -10,7 +10,7 @@ use devpagemap_migrate::MoveQueue;
 
 use crate::aperture::{Bar, P2pLimits, PressureLevel, Windows};
 use crate::backend::{Arena, DeviceMemory};
-use crate::bo::{BufferBuilder, EvictionPolicy};
+use crate::bo::{BufferBuilder, CpuAccess, EvictionPolicy};
 use crate::client::Client;
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::Result;
@@ -51,6 +51,7 @@ impl<D: Driver> Device<D> {
             system: None,
             policy: EvictionPolicy::default(),
             p2p_limits: None,
+            cpu_access: CpuAccess::default(),
         }
     }
 
@@ -116,6 +117,7 @@ pub struct DeviceBuilder<D> {
     system: Option<Size>,
     policy: EvictionPolicy,
     p2p_limits: Option<P2pLimits>,
+    cpu_access: CpuAccess,
 }
 
 impl<D: Driver> DeviceBuilder<D> {
@@ -152,6 +154,11 @@ impl<D: Driver> DeviceBuilder<D> {
     /// How much of the BAR peers may use; [`P2pLimits::for_bar`] unless told otherwise.
     pub fn p2p_limits(self, limits: P2pLimits) -> DeviceBuilder<D> {
         DeviceBuilder { p2p_limits: Some(limits), ..self }
+    }
+
+    /// What becomes of buffers in VRAM that the CPU wants to reach and does not see.
+    pub fn cpu_access(self, policy: CpuAccess) -> DeviceBuilder<D> {
+        DeviceBuilder { cpu_access: policy, ..self }
     }
 
     /// Maps the memory and starts the engines.
@@ -192,6 +199,7 @@ impl<D: Driver> DeviceBuilder<D> {
             cpu,
             policy: self.policy,
             p2p_marks,
+            cpu_access: self.cpu_access,
             queue: queue.build(),
         });
         Ok(Device { manager, driver: PhantomData })

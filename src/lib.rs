@@ -77,7 +77,7 @@ pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
 pub use backend::{JobMemory, SoftwareGpu, SoftwareGpuBuilder};
-pub use bo::{Buffer, BufferBuilder, EvictionPolicy, Place, Placement};
+pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
 pub use cpu::{Caching, CpuMap};
 pub use device::{Device, DeviceBuilder};

@@ -16,7 +16,7 @@ use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
 use crate::aperture::{Ledger, Marks, Windows};
 use crate::backend::DeviceMemory;
-use crate::bo::{BufferObject, EvictionPolicy, Placement, Transaction};
+use crate::bo::{BufferObject, CpuAccess, EvictionPolicy, Placement, Transaction};
 use crate::client::ClientAccount;
 use crate::cpu::Caching;
 use crate::driver::{Driver, Moved};
@@ -46,6 +46,8 @@ pub(crate) struct Manager {
     pub(crate) events: Arc<Hub>,
     /// What the CPU sees. Constant.
     pub(crate) cpu: DeviceMemory,
+    /// What the CPU's accesses move. Constant.
+    pub(crate) cpu_access: CpuAccess,
     /// How the CPU's mappings of VRAM are cached. Constant.
     pub(crate) vram_caching: Caching,
     /// Constant.
@@ -100,6 +102,7 @@ pub(crate) struct Parts {
     pub(crate) cpu: DeviceMemory,
     pub(crate) policy: EvictionPolicy,
     pub(crate) p2p_marks: Marks,
+    pub(crate) cpu_access: CpuAccess,
     pub(crate) queue: MoveQueue,
 }
 
@@ -120,6 +123,7 @@ impl Manager {
             cpu: parts.cpu,
             vram_caching,
             policy: parts.policy,
+            cpu_access: parts.cpu_access,
             outstanding: Lock::new("outstanding fences", Outstanding::new()),
             counters: Counters::default(),
             reasons: Reasons::new(),

@@ -50,7 +50,7 @@ macro_rules! counters {
             pub system_used_bytes: u64,
             /// Bytes of system memory that are free behind a fence.
             pub system_pending_bytes: u64,
-            /// Why a fallback happened, and how often.
+            /// Why a fallback or a move for visibility happened, and how often.
             pub reasons: BTreeMap<String, u64>,
         }
 
@@ -79,6 +79,9 @@ counters! {
     relocations,
     /// Their bytes.
     relocated_bytes,
+    /// Bytes moved only so that the CPU reaches something: what it accessed, what left the visible part of VRAM for that, and what of
+    /// both came back. Part of `moved_bytes`; `reasons` has how often it was what.
+    visibility_moved_bytes,
     /// Buffers moved from GTT to System to make room; their pages stay, nothing is copied.
     gtt_demotions,
     /// Evicted buffers that came back to VRAM.
@@ -142,7 +145,7 @@ impl Counters {
     }
 }
 
-/// Why fallbacks happened. Its own lock, taken with reservations held and nothing further in.
+/// Why fallbacks and moves for visibility happened. Its own lock, taken with reservations held and nothing further in.
 #[derive(Debug)]
 pub(crate) struct Reasons(Lock<levels::Aperture, BTreeMap<String, u64>>);
 

@@ -100,8 +100,8 @@ impl<D: Driver> Submission<D> {
         let buffers: Vec<_> = uses.iter().map(|(buffer, _)| buffer.clone()).collect();
         let mut queue = Some(queue);
         manager.transact(&buffers, |transaction| {
-            for (index, (buffer, _)) in uses.iter().enumerate() {
-                transaction.validate(transaction.member(index), buffer.placement())?;
+            for index in 0..uses.len() {
+                transaction.validate_for_gpu(transaction.member(index))?;
             }
             let job = Job::new(transaction, &uses, &known, &after);
             let queue = queue.take().expect("nothing after this asks for a restart");
@@ -139,6 +139,7 @@ fn attach(transaction: &mut Transaction<'_, '_, '_>, uses: &[(Arc<BufferObject>,
         };
         let slot = transaction.member(index);
         transaction.exec.set_mut().add_fence(slot, fence.clone(), usage);
+        transaction.note_submission(slot);
     }
     transaction.touch_members();
     let manager = transaction.manager;

@@ -21,9 +21,9 @@ use devpagemap_migrate::Urgency;
 
 use super::homes::{Home, Refuge};
 use super::plan::{Claim, Step};
-use super::validate::{Found, Transaction};
+use super::validate::{Found, Pass, Transaction};
 use super::victims::Victim;
-use super::{BufferObject, Place};
+use super::{Away, BufferObject, Place};
 use crate::error::Result;
 use crate::region::{RegionKind, Resource, intersect};
 use crate::stats::Counters;
@@ -57,15 +57,16 @@ struct Left {
 }
 
 impl Transaction<'_, '_, '_> {
-    /// Makes room for `buffer` at `place` and takes it; `None` when the victims find no room in their `refuge`.
+    /// Makes room for `buffer` at `place` and takes it; `None` when the victims find no room where the `pass` lets them go.
     pub(super) fn evict_for(
         &mut self,
         buffer: &Arc<BufferObject>,
         place: &Place,
-        refuge: Refuge,
+        pass: Pass,
     ) -> Result<Option<Found>> {
         let mut claim = Claim::default();
-        let homes = self.gather(buffer, place, &mut claim).and_then(|victims| {
+        let refuge = if pass == Pass::Relocating { Refuge::Vram } else { Refuge::Anywhere };
+        let homes = self.gather(buffer, place, pass, &mut claim).and_then(|victims| {
             let cleared = claim.window.clone().unwrap_or_else(|| self.manager.vram.range_of(place));
             self.find_homes(&victims, &cleared, refuge)
         });
@@ -96,12 +97,13 @@ impl Transaction<'_, '_, '_> {
         &mut self,
         buffer: &Arc<BufferObject>,
         place: &Place,
+        pass: Pass,
         claim: &mut Claim,
     ) -> Result<Vec<Victim>> {
         loop {
             let step = match place.contiguous {
-                true => self.plan_window(buffer, place, claim),
-                false => self.plan_scattered(buffer, place, claim),
+                true => self.plan_window(buffer, place, pass, claim),
+                false => self.plan_scattered(buffer, place, pass, claim),
             };
             match step {
                 Step::Evict(victims) => {
@@ -139,7 +141,9 @@ impl Transaction<'_, '_, '_> {
         claim: Claim,
         homes: Vec<Home>,
     ) -> Found {
-        let left: Vec<Left> = homes.into_iter().map(|home| self.leave_for(home)).collect();
+        let left: Vec<Left> = self.moving_for(self.making_visible(place), |transaction| {
+            homes.into_iter().map(|home| transaction.leave_for(home)).collect()
+        });
         let slots: Vec<Slot> = left.iter().map(|left| left.slot).collect();
         let found = self.hand_over(buffer, place, claim, left);
         for slot in slots {
@@ -164,7 +168,8 @@ impl Transaction<'_, '_, '_> {
             tracing::debug!(buffer = victim.id(), bytes = victim.footprint_bytes, "relocated within VRAM");
             return Left { slot, old, fence };
         }
-        self.exec.set_mut().state_mut(slot).evicted = true;
+        let away = self.moving_for.map_or(Away::Evicted, |_| Away::EvictedForVisibility);
+        self.exec.set_mut().state_mut(slot).away = Some(away);
         victim.evictions.fetch_add(1, Ordering::Relaxed);
         Counters::count(&counters.evictions);
         Counters::add(&counters.evicted_bytes, victim.footprint_bytes);

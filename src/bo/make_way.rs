@@ -20,6 +20,7 @@ impl Transaction<'_, '_, '_> {
     /// elsewhere in VRAM. Says whether one moved.
     pub(super) fn make_way(&mut self, buffer: &BufferObject, place: &Place) -> Result<bool> {
         let Some(range) = self.range_to_clear(buffer, place) else { return Ok(false) };
+        let reason = self.making_visible(place);
         let mut moved = false;
         for slot in self.members.clone() {
             let member = self.exec.set().arc(slot);
@@ -30,7 +31,7 @@ impl Transaction<'_, '_, '_> {
             for place in places_outside(&self.manager.vram, &member, &range) {
                 match self.find(slot, &member, &place, Pass::Evicting) {
                     Ok(Some(found)) => {
-                        self.move_to(slot, &member, found);
+                        self.moving_for(reason, |transaction| transaction.move_to(slot, &member, found));
                         moved = true;
                         break;
                     }

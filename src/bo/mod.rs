@@ -1,5 +1,6 @@
 //! Buffer objects: what they are, where they may be, how they get there, how they leave.
 
+mod cpu_hint;
 mod evict;
 mod gtt;
 mod homes;
@@ -17,8 +18,9 @@ mod window;
 pub use evict::EvictionPolicy;
 pub use object::{Buffer, BufferBuilder};
 pub use placement::{Place, Placement};
+pub use reach::CpuAccess;
 
-pub(crate) use object::{BoState, BufferObject};
+pub(crate) use object::{Away, BoState, BufferObject};
 pub(crate) use reach::CpuWish;
 pub(crate) use validate::Transaction;
 pub(crate) use weak::WeakBuffer;

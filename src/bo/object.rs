@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage, levels, lockdep};
 
+use super::cpu_hint::CpuHint;
 use super::{Place, Placement};
 use crate::aperture::BufferWindows;
 use crate::client::ClientAccount;
@@ -48,14 +49,29 @@ pub(crate) struct BufferObject {
 pub(crate) struct BoState {
     /// Where the bytes are; `None` until the first use, when they are zeros that occupy nothing.
     pub(crate) resource: Option<Resource>,
-    /// Whether it was evicted and has not come back.
-    pub(crate) evicted: bool,
+    /// Why it left VRAM, until it comes back.
+    pub(crate) away: Option<Away>,
+    /// How the CPU has used it lately.
+    pub(crate) cpu: CpuHint,
     /// What brought, or will bring, the bytes where they are: the last move and its rebind. Unlike the reservation's fences
     /// they stay when they have signalled, because a failure among them means that the bytes are lost. Every move needs the
     /// arrival before it, so a failure is handed on and the last one is enough.
     pub(crate) arrival: FenceSet,
     /// Where the BAR shows parts of `resource`.
     pub(crate) windows: BufferWindows,
+}
+
+/// Why a buffer left VRAM for system memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Away {
+    /// Others needed room.
+    Evicted,
+    /// Another had to be where the CPU sees it.
+    EvictedForVisibility,
+    /// The CPU reaches it in system memory, as its creator or the device's policy wants.
+    ForCpu,
+    /// The CPU could not reach it in VRAM.
+    ForLackOfVisibility,
 }
 
 impl BoState {
@@ -202,7 +218,7 @@ impl Buffer {
     pub fn place_now(&self) -> Result<()> {
         self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
             let slot = transaction.member(0);
-            transaction.validate(slot, self.0.placement())
+            transaction.validate_for_gpu(slot)
         })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use devpagemap_fence::LockSet;
 
-use super::validate::Transaction;
+use super::validate::{Pass, Transaction};
 use super::victims::{Victim, Walk, member_ids, spare_unneeded, walk};
 use super::window::{Segment, cheapest_window};
 use super::{Buffer, BufferObject, EvictionPolicy, Place, WeakBuffer};
@@ -35,6 +35,7 @@ impl Transaction<'_, '_, '_> {
         &mut self,
         buffer: &Arc<BufferObject>,
         place: &Place,
+        pass: Pass,
         claim: &mut Claim,
     ) -> Step {
         let (set, mut held) = self.exec.split();
@@ -48,7 +49,10 @@ impl Transaction<'_, '_, '_> {
             #[cfg(not(loom_mutant = "escrow_is_not_noted"))]
             state.claims.insert(buffer.id(), WeakBuffer::of(buffer));
             let missing_bytes = wanted_bytes - claim.taken.len_bytes();
-            let useful = |node: &Node| bytes_within(&node.spans, &range);
+            let useful = |node: &Node| match pass.spares(node) {
+                true => 0,
+                false => bytes_within(&node.spans, &range),
+            };
             let walk = walk(set, &self.members, &state.lru, missing_bytes, useful);
             let claimed = other_claims(&state, buffer.id());
             #[cfg(loom_mutant = "walk_ends_under_the_region_lock")]
@@ -76,6 +80,7 @@ impl Transaction<'_, '_, '_> {
         &mut self,
         buffer: &Arc<BufferObject>,
         place: &Place,
+        pass: Pass,
         claim: &mut Claim,
     ) -> Step {
         let (set, mut held) = self.exec.split();
@@ -86,6 +91,8 @@ impl Transaction<'_, '_, '_> {
         let (claimed, largest_bytes) = {
             let mut state = vram.state.lock(&mut held);
             state.claims.insert(buffer.id(), WeakBuffer::of(buffer));
+            avoided
+                .extend(state.lru.in_eviction_order().filter(|node| pass.spares(node)).map(|node| node.id));
             while let Some((window, owners)) =
                 choose_window(&state, wanted_bytes, &range, &avoided, self.manager.policy)
             {

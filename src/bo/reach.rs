@@ -1,19 +1,49 @@
-//! Reach: bring a locked buffer where the CPU reaches its bytes.
+//! Reach: bring a locked buffer where the CPU reaches its bytes, and keep it there while the CPU works on it.
 //!
 //! System memory is cached and always reachable. VRAM is reachable in its visible part, and there the CPU's reads are slow, so only
 //! buffers that opted in are reached in VRAM (or all, where VRAM is cached); the others come to system memory.
+//!
+//! What [`CpuAccess::Auto`] does with a buffer in hidden VRAM that may be reached in VRAM, the first that can be had:
+//!
+//! ```text
+//!   visible VRAM, free                                       moves this buffer
+//!   visible VRAM, whose owners go to hidden VRAM             moves them too, but nothing crosses the bus
+//!   visible VRAM, whose owners go where they can             only for one that has been brought to system memory and taken
+//!                                                            back before: once more would be for ever
+//!   GTT if it may be there, else System                      a fallback, with its reason
+//!   visible VRAM, whoever has to go                          only without system memory for this buffer
+//! ```
+//!
+//! But for the last, nobody makes way whom the CPU works on: two of them would drive each other out for ever.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::Slot;
 
-use super::validate::Transaction;
-use super::{BufferObject, Place, Placement};
+use super::validate::{Pass, Transaction};
+use super::{Away, BufferObject, Place, Placement};
 use crate::cpu::Caching;
 use crate::error::{Error, Result};
 use crate::region::RegionKind;
 use crate::stats::Counters;
+
+/// What becomes of a buffer in VRAM that the CPU wants to reach and does not see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CpuAccess {
+    /// As little is moved as possible. A map moves it into the visible part of VRAM when that sends nobody to system memory, else it comes to
+    /// system memory itself. Reads and writes at an offset copy just the bytes that they are about, until a move would have
+    /// been cheaper. What is reachable stays where it is.
+    #[default]
+    Auto,
+    /// Every map moves it into the visible part of VRAM, evicting others, wherever it is; so does every read or write at an offset that
+    /// the CPU does not reach.
+    Visible,
+    /// Every access that the CPU does not reach moves it to system memory.
+    System,
+}
 
 /// What the CPU is about to do with a buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +72,10 @@ pub(crate) struct Reached {
     pub(crate) fell_back: Option<&'static str>,
 }
 
+const INTO_VISIBLE: &str = "visibility: moved into the visible part of VRAM for the CPU";
+const OUT_OF_VISIBLE: &str = "visibility: left the visible part of VRAM for another that must be there";
+const TO_SYSTEM: &str = "visibility: moved to system memory for the CPU";
+
 impl Transaction<'_, '_, '_> {
     /// Brings a locked buffer where the CPU reaches what it wishes for. Queues what is needed and waits for nothing: the bytes are
     /// there once the buffer's `arrival` has signalled.
@@ -50,40 +84,135 @@ impl Transaction<'_, '_, '_> {
     /// [`Error::Contended`] (restart), [`Error::Pinned`] when it is pinned where the CPU does not reach it,
     /// [`Error::FenceFailed`] when its bytes are lost, [`Error::Exhausted`] when neither VRAM nor system memory can be had.
     pub(crate) fn make_reachable(&mut self, slot: Slot, wish: &CpuWish) -> Result<Reached> {
+        self.exec.set().state(slot).check_not_lost()?;
         let buffer = self.exec.set().arc(slot);
-        let needed = wish.caching.max(buffer.caching());
-        let mut fell_back = None;
-        if needed > self.manager.vram_caching {
-            if !self.is_in_system_memory(slot) {
-                self.validate(slot, &buffer.placement().in_system_memory())?;
+        self.exec.set_mut().state_mut(slot).cpu.accessed();
+        let in_vram = wish.caching.max(buffer.caching()) <= self.manager.vram_caching;
+        let is_new = self.resource(slot).is_none();
+        let fell_back = match self.manager.cpu_access {
+            _ if !in_vram && self.is_in_system_memory(slot) => None,
+            _ if !in_vram => self.reach_in_system_memory(slot, &buffer, Away::ForCpu).map(|()| None)?,
+            CpuAccess::Visible => self.reach_in_visible_vram(slot, &buffer)?,
+            CpuAccess::Auto if is_new => self.reach_in_visible_vram(slot, &buffer)?,
+            CpuAccess::Auto | CpuAccess::System if self.is_reachable(slot, &wish.pages) => None,
+            CpuAccess::Auto => self.reach_with_little_moved(slot, &buffer)?,
+            CpuAccess::System => {
+                self.reach_in_system_memory(slot, &buffer, Away::ForCpu)?;
+                None
             }
-        } else if let Err(refused) = self.validate(slot, &buffer.placement().for_cpu()) {
-            let reason = fallback_reason(&refused).ok_or(refused)?;
-            self.validate(slot, &Placement::system())?;
-            self.count_fallback(&buffer, reason);
-            fell_back = Some(reason);
-        }
-        Ok(self.reached(slot, fell_back))
+        };
+        self.exec.set_mut().state_mut(slot).cpu.moved();
+        let region = self.resource(slot).expect("it was brought somewhere just now").region;
+        let caching = match region {
+            RegionKind::Vram => self.manager.vram_caching,
+            RegionKind::Gtt | RegionKind::System => Caching::Cached,
+        };
+        Ok(Reached { region, caching, fell_back })
     }
 
     fn is_in_system_memory(&self, slot: Slot) -> bool {
         self.resource(slot).is_some_and(|resource| resource.region != RegionKind::Vram)
     }
 
-    fn reached(&self, slot: Slot, fell_back: Option<&'static str>) -> Reached {
-        let region = self.resource(slot).expect("it was brought somewhere just now").region;
-        let caching = match region {
-            RegionKind::Vram => self.manager.vram_caching,
-            RegionKind::Gtt | RegionKind::System => Caching::Cached,
-        };
-        Reached { region, caching, fell_back }
+    fn is_reachable(&self, slot: Slot, pages: &Range<u64>) -> bool {
+        let visible_bytes = self.manager.vram.visible_bytes;
+        self.resource(slot).is_some_and(|resource| resource.shows_pages(pages, visible_bytes))
     }
 
-    fn count_fallback(&mut self, buffer: &BufferObject, reason: &'static str) {
+    /// The first of its places that the CPU sees, evicting others, else system memory.
+    fn reach_in_visible_vram(&mut self, slot: Slot, buffer: &BufferObject) -> Result<Option<&'static str>> {
+        let passes = [Pass::Free, Pass::Evicting];
+        match self.reach_in(slot, &buffer.placement().for_cpu(), &passes) {
+            Ok(()) => Ok(None),
+            Err(refused) => self.fall_back(slot, buffer, refused).map(Some),
+        }
+    }
+
+    /// See the table above.
+    fn reach_with_little_moved(&mut self, slot: Slot, buffer: &BufferObject) -> Result<Option<&'static str>> {
+        let visible = buffer.placement().in_visible_vram();
+        let passes = [Pass::Free, Pass::Relocating, Pass::EvictingIdle];
+        let passes = match self.exec.set().state(slot).cpu.goes_back_and_forth() {
+            true => &passes[..],
+            false => &passes[..2],
+        };
+        let refused = match self.reach_in(slot, &visible, passes) {
+            Ok(()) => return Ok(None),
+            Err(refused) => refused,
+        };
+        match self.fall_back(slot, buffer, refused) {
+            Err(
+                Error::Exhausted { region: RegionKind::System, .. }
+                | Error::TooLarge { region: RegionKind::System, .. },
+            ) => self.reach_in(slot, &visible, &[Pass::Evicting]).map(|()| None),
+            fallen_back => fallen_back.map(Some),
+        }
+    }
+
+    fn reach_in(&mut self, slot: Slot, placement: &Placement, passes: &[Pass]) -> Result<()> {
+        self.moving_for(Some(INTO_VISIBLE), |transaction| transaction.validate_in(slot, placement, passes))
+    }
+
+    fn reach_in_system_memory(&mut self, slot: Slot, buffer: &BufferObject, away: Away) -> Result<()> {
+        let placement = buffer.placement().in_system_memory();
+        let was_in_vram = self.resource(slot).is_some_and(|resource| resource.region == RegionKind::Vram);
+        self.moving_for(Some(TO_SYSTEM), |transaction| transaction.validate(slot, &placement))?;
+        if was_in_vram {
+            self.exec.set_mut().state_mut(slot).away = Some(away);
+        }
+        Ok(())
+    }
+
+    /// System memory instead of visible VRAM, which was `refused`; the reason is counted.
+    fn fall_back(&mut self, slot: Slot, buffer: &BufferObject, refused: Error) -> Result<&'static str> {
+        let reason = fallback_reason(&refused).ok_or(refused)?;
+        self.reach_in_system_memory(slot, buffer, Away::ForLackOfVisibility)?;
         let (_, mut held) = self.exec.split();
         Counters::count(&self.manager.counters.bar_fallbacks);
         self.manager.reasons.count(reason, &mut held);
         tracing::debug!(buffer = buffer.id(), reason, "the CPU reaches a buffer in system memory instead");
+        Ok(reason)
+    }
+
+    /// Runs `body`; with a `reason`, every copy that it queues is counted as one for visibility.
+    pub(super) fn moving_for<O>(
+        &mut self,
+        reason: Option<&'static str>,
+        body: impl FnOnce(&mut Self) -> O,
+    ) -> O {
+        let outer = std::mem::replace(&mut self.moving_for, reason);
+        let result = body(self);
+        self.moving_for = outer;
+        result
+    }
+
+    /// Why others move out of `place`, if that is for the sake of visibility.
+    pub(super) fn making_visible(&self, place: &Place) -> Option<&'static str> {
+        let vram = &self.manager.vram;
+        (place.cpu_visible && vram.visible_bytes < vram.size_bytes).then_some(OUT_OF_VISIBLE)
+    }
+
+    /// Brings a locked buffer to one of its own places, one that the CPU reaches while the CPU works on it.
+    ///
+    /// # Errors
+    /// As [`Transaction::validate`].
+    pub(crate) fn validate_for_gpu(&mut self, slot: Slot) -> Result<()> {
+        let buffer = self.exec.set().arc(slot);
+        let hinted = self.exec.set().state(slot).cpu.is_alive();
+        let stays_in_system = hinted && self.is_in_system_memory(slot);
+        let placement = match stays_in_system {
+            true => buffer.placement().near_the_cpu(buffer.caching() <= self.manager.vram_caching),
+            false => Cow::Borrowed(buffer.placement()),
+        };
+        self.validate(slot, &placement)
+    }
+
+    /// Notes that a submission uses a member.
+    pub(crate) fn note_submission(&mut self, slot: Slot) {
+        let buffer = self.exec.set().arc(slot);
+        let in_vram = buffer.caching() <= self.manager.vram_caching;
+        let stays = in_vram || buffer.placement().names(RegionKind::Gtt);
+        self.exec.set_mut().state_mut(slot).cpu.submitted(stays);
     }
 }
 
@@ -92,6 +221,32 @@ impl Placement {
     fn in_system_memory(&self) -> Placement {
         let gtt = self.places().iter().filter(|place| place.region() == RegionKind::Gtt);
         Placement::in_order(gtt.cloned().chain([Place::SYSTEM]).collect())
+    }
+
+    /// Its places in VRAM, where the CPU sees them; the whole visible part if there are none.
+    fn in_visible_vram(&self) -> Placement {
+        let in_vram = self.places().iter().filter(|place| place.region() == RegionKind::Vram);
+        let visible: Vec<Place> = in_vram.cloned().map(Place::visible).collect();
+        Placement::in_order(if visible.is_empty() { vec![Place::VRAM.visible()] } else { visible })
+    }
+
+    /// The same places, preferring without evicting anybody those that the CPU reaches: GTT, where the bytes are already, else
+    /// visible VRAM if they may be reached there.
+    fn near_the_cpu(&self, in_vram: bool) -> Cow<'_, Placement> {
+        let near = |place: &Place| match place.region() {
+            RegionKind::Gtt => Some(Place { fallback: false, ..place.clone().desired() }),
+            RegionKind::Vram if in_vram && !self.names(RegionKind::Gtt) => {
+                Some(Place { fallback: false, ..place.clone().visible().desired() })
+            }
+            RegionKind::Vram | RegionKind::System => None,
+        };
+        let near: Vec<Place> = self.places().iter().filter_map(near).collect();
+        match near.is_empty() {
+            true => Cow::Borrowed(self),
+            false => {
+                Cow::Owned(Placement::in_order(near.into_iter().chain(self.places().to_vec()).collect()))
+            }
+        }
     }
 }
 
@@ -106,6 +261,10 @@ fn fallback_reason(refused: &Error) -> Option<&'static str> {
         }
         Error::Fragmented { region: RegionKind::Vram, .. } => {
             Some("cpu map: the visible part of VRAM is fragmented; served from system memory")
+        }
+        Error::TooLarge { region: RegionKind::Gtt, .. }
+        | Error::Exhausted { region: RegionKind::Gtt, .. } => {
+            Some("cpu map: neither visible VRAM nor GTT has room; served from system memory")
         }
         _ => None,
     }

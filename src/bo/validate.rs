@@ -16,11 +16,10 @@ use std::sync::Arc;
 use devpagemap_fence::{Exec, Fence, FenceSet, Slot, Usage, lockdep};
 use devpagemap_migrate::{MoveRequest, Operation, Urgency};
 
-use super::homes::Refuge;
-use super::{BufferObject, Place, Placement};
+use super::{Away, BufferObject, Place, Placement};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
-use crate::region::{Pin, RegionKind, Resource};
+use crate::region::{Node, Pin, RegionKind, Resource};
 use crate::stats::Counters;
 
 /// Fences that one transaction may attach to one buffer: a move, its rebind, a job, and an eviction's move and rebind.
@@ -32,6 +31,8 @@ pub(crate) struct Transaction<'t, 'h, 'o> {
     pub(crate) exec: &'t mut Exec<'h, 'o, BufferObject>,
     /// The buffers that the caller asked for, in its order; other locked ones are victims.
     pub(crate) members: Vec<Slot>,
+    /// Why what is copied now is copied, if for the sake of visibility.
+    pub(super) moving_for: Option<&'static str>,
 }
 
 /// Who may have to move for a place.
@@ -39,8 +40,10 @@ pub(crate) struct Transaction<'t, 'h, 'o> {
 pub(crate) enum Pass {
     /// Nobody.
     Free,
-    /// Others, within VRAM.
+    /// Others that the CPU does not work on, within VRAM.
     Relocating,
+    /// The same, out of VRAM too.
+    EvictingIdle,
     /// Others, out of VRAM too.
     Evicting,
 }
@@ -49,8 +52,13 @@ impl Pass {
     fn considers(self, place: &Place) -> bool {
         match self {
             Pass::Free => !place.fallback,
-            Pass::Relocating | Pass::Evicting => !place.desired,
+            Pass::Relocating | Pass::EvictingIdle | Pass::Evicting => !place.desired,
         }
+    }
+
+    /// Whether this pass leaves a buffer where it is that others would evict.
+    pub(super) fn spares(self, node: &Node) -> bool {
+        matches!(self, Pass::Relocating | Pass::EvictingIdle) && node.cpu_works_on_it
     }
 }
 
@@ -68,7 +76,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         exec: &'t mut Exec<'h, 'o, BufferObject>,
         members: Vec<Slot>,
     ) -> Self {
-        Transaction { manager, exec, members }
+        Transaction { manager, exec, members, moving_for: None }
     }
 
     /// The slot of the caller's `index`th buffer.
@@ -85,12 +93,17 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
     /// # Errors
     /// [`Error::Contended`] (restart), or why the last place could not be had. What was moved before stays moved.
     pub(crate) fn validate(&mut self, slot: Slot, placement: &Placement) -> Result<()> {
+        self.validate_in(slot, placement, &[Pass::Free, Pass::Evicting])
+    }
+
+    /// The same with the passes that the caller allows.
+    pub(super) fn validate_in(&mut self, slot: Slot, placement: &Placement, passes: &[Pass]) -> Result<()> {
         lockdep::might_evict();
         let buffer = self.exec.set().arc(slot);
         self.exec.set().state(slot).check_not_lost()?;
         self.exec.set_mut().reserve_fences(slot, FENCES_PER_BUFFER)?;
         let mut refused = None;
-        for pass in [Pass::Free, Pass::Evicting] {
+        for pass in passes.iter().copied() {
             for place in placement.places().iter().filter(|place| pass.considers(place)) {
                 if self.is_at(slot, place) {
                     return Ok(());
@@ -180,8 +193,9 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
                 }
                 match pass {
                     Pass::Free => Ok(None),
-                    Pass::Relocating => self.evict_for(buffer, place, Refuge::Vram),
-                    Pass::Evicting => self.evict_for(buffer, place, Refuge::Anywhere),
+                    Pass::Relocating | Pass::EvictingIdle | Pass::Evicting => {
+                        self.evict_for(buffer, place, pass)
+                    }
                 }
             }
             RegionKind::Gtt => {
@@ -249,12 +263,28 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
 
     /// Moves the bytes into `new` and makes the old place a ghost.
     fn move_bytes(&mut self, slot: Slot, buffer: &Arc<BufferObject>, new: Resource, after: FenceSet) {
-        let to = new.region;
-        let (old, fence) = self.queue_bytes(slot, buffer, new, after, Urgency::Foreground);
-        self.count_restore(slot, buffer, to);
+        let comes_back = (new.region == RegionKind::Vram).then(|| self.comes_back(slot, buffer)).flatten();
+        let reason = self.moving_for.or(comes_back);
+        let (old, fence) = self.moving_for(reason, |transaction| {
+            transaction.queue_bytes(slot, buffer, new, after, Urgency::Foreground)
+        });
         if let Some(old) = old {
             self.manager.retire(old, FenceSet::from(fence));
         }
+    }
+
+    /// A buffer comes to VRAM. Says why, if visibility had driven it out.
+    fn comes_back(&mut self, slot: Slot, buffer: &BufferObject) -> Option<&'static str> {
+        let state = self.exec.set_mut().state_mut(slot);
+        let away = state.away.take()?;
+        if away == Away::ForLackOfVisibility {
+            state.cpu.came_back();
+        }
+        if matches!(away, Away::Evicted | Away::EvictedForVisibility) {
+            Counters::count(&self.manager.counters.restores);
+            Counters::add(&self.manager.counters.restored_bytes, buffer.footprint_bytes);
+        }
+        (away != Away::Evicted).then_some("visibility: came back to VRAM, which it had left for visibility")
     }
 
     /// Queues the copy into `new` behind all users of the buffer and of the new space, and swaps the resource. Returns the
@@ -278,33 +308,40 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
             None => Operation::Clear { dst: new.extents.clone() },
         };
         let request = MoveRequest { label: buffer.id(), operation, urgency, after, needs };
+        if old.is_some() {
+            self.count_for_visibility(buffer.footprint_bytes);
+        }
         let from = old.as_ref().map(|old| old.region);
         let fence = self.manager.queue_move(self, slot, request, from, &new);
         self.exec.set_mut().state_mut(slot).resource = Some(new);
         (old, fence)
     }
 
-    fn count_restore(&mut self, slot: Slot, buffer: &Arc<BufferObject>, to: RegionKind) {
-        let state = self.exec.set_mut().state_mut(slot);
-        if to == RegionKind::Vram && std::mem::take(&mut state.evicted) {
-            Counters::count(&self.manager.counters.restores);
-            Counters::add(&self.manager.counters.restored_bytes, buffer.footprint_bytes);
-        }
+    /// Counts a copy that is made for the sake of visibility only.
+    fn count_for_visibility(&mut self, len_bytes: u64) {
+        let Some(reason) = self.moving_for else { return };
+        let (_, mut held) = self.exec.split();
+        Counters::add(&self.manager.counters.visibility_moved_bytes, len_bytes);
+        self.manager.reasons.count(reason, &mut held);
     }
 
     /// Makes the caller's buffers the most recently used of their regions, in its order.
     pub(crate) fn touch_members(&mut self) {
         let (set, mut held) = self.exec.split();
         let nodes = |region| {
-            let resources = self.members.iter().filter_map(|slot| set.state(*slot).resource.as_ref());
-            let here = resources.filter(move |resource| resource.region == region);
-            here.filter_map(|resource| resource.node).collect::<Vec<_>>()
+            let states = self.members.iter().map(|slot| set.state(*slot));
+            let here = states.filter_map(|state| {
+                let resource = state.resource.as_ref().filter(|resource| resource.region == region)?;
+                Some((resource.node?, state.cpu.is_alive()))
+            });
+            here.collect::<Vec<_>>()
         };
         for region in [RegionKind::Vram, RegionKind::Gtt] {
             let nodes = nodes(region);
             if !nodes.is_empty() {
-                self.manager
-                    .with_lru(region, &mut held, |lru| nodes.into_iter().for_each(|node| lru.touch(node)));
+                self.manager.with_lru(region, &mut held, |lru| {
+                    nodes.into_iter().for_each(|(node, cpu_works_on_it)| lru.touch(node, cpu_works_on_it));
+                });
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Reading and writing at an offset, wherever the bytes are just now.
 //!
 //! The reservation is held while bytes are touched, so the buffer cannot move meanwhile; it is let go while waiting, so a
-//! waiter is in nobody's way. Memory that the BAR does not show is reached through a queued copy (`bounce.rs`).
+//! waiter is in nobody's way. Memory that the BAR does not show is reached through a queued copy (`bounce.rs`), or the buffer is moved
+//! when that is cheaper (`approach.rs`).
 
 use devpagemap_fence::{Held, Locked, Usage};
 use devpagemap_migrate::{ExtentList, MemoryMap};
@@ -21,18 +22,22 @@ impl Buffer {
         if into.is_empty() {
             return Ok(());
         }
-        let read = self.when_idle(Usage::Write, |state| {
-            let Some(resource) = &state.resource else {
-                into.fill(0);
-                return Ok(true);
-            };
-            let extents = resource.extents.slice(offset_bytes, into.len() as u64);
-            Ok(read_extents(&self.0.manager.cpu, &extents, into))
-        })?;
-        match read {
-            true => Ok(()),
-            false => self.read_bounced(offset_bytes, into),
+        let len_bytes = into.len() as u64;
+        let mut read = || {
+            self.when_idle(Usage::Write, |state| {
+                state.cpu.accessed();
+                let Some(resource) = &state.resource else {
+                    into.fill(0);
+                    return Ok(true);
+                };
+                let extents = resource.extents.slice(offset_bytes, into.len() as u64);
+                Ok(read_extents(&self.0.manager.cpu, &extents, into))
+            })
+        };
+        if read()? || (self.comes_nearer(offset_bytes, len_bytes)? && read()?) {
+            return Ok(());
         }
+        self.read_bounced(offset_bytes, into)
     }
 
     /// Copies bytes into the buffer, after all work that uses it. A buffer that was never used gets system memory for it.
@@ -45,15 +50,18 @@ impl Buffer {
             return Ok(());
         }
         self.ensure_resource()?;
-        let written = self.when_idle(Usage::Read, |state| {
-            let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
-            let extents = resource.extents.slice(offset_bytes, from.len() as u64);
-            Ok(write_extents(&self.0.manager.cpu, &extents, from))
-        })?;
-        match written {
-            true => Ok(()),
-            false => self.write_bounced(offset_bytes, from),
+        let write = || {
+            self.when_idle(Usage::Read, |state| {
+                state.cpu.accessed();
+                let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
+                let extents = resource.extents.slice(offset_bytes, from.len() as u64);
+                Ok(write_extents(&self.0.manager.cpu, &extents, from))
+            })
+        };
+        if write()? || (self.comes_nearer(offset_bytes, from.len() as u64)? && write()?) {
+            return Ok(());
         }
+        self.write_bounced(offset_bytes, from)
     }
 
     fn check_bounds(&self, offset_bytes: u64, len: usize) -> Result<()> {

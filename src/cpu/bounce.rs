@@ -108,6 +108,7 @@ impl Buffer {
         let mut after = bounce.after.clone();
         after.merge(&state.fences(waits_for));
         let needs = state.arrival.clone();
+        state.cpu.bounced(bounce.extents.len_bytes());
         let request = MoveRequest { label: self.id(), operation, urgency: Urgency::Foreground, after, needs };
         let manager = &self.0.manager;
         let (_, mut inner) = state.split();

@@ -40,6 +40,8 @@ pub(crate) struct Node {
     pub(crate) len_bytes: u64,
     /// 0 is evicted first. Constant while resident.
     pub(crate) priority: usize,
+    /// Whether the CPU worked on it when it was last touched. The region lock.
+    pub(crate) cpu_works_on_it: bool,
     /// How often it is pinned; off the lists while above zero. The region lock.
     pins: u32,
     /// The region lock.
@@ -57,7 +59,17 @@ impl Node {
         priority: usize,
     ) -> Node {
         let priority = priority.min(PRIORITIES - 1);
-        Node { buffer, id, spans, len_bytes, priority, pins: 0, prev: None, next: None }
+        Node {
+            buffer,
+            id,
+            spans,
+            len_bytes,
+            priority,
+            cpu_works_on_it: false,
+            pins: 0,
+            prev: None,
+            next: None,
+        }
     }
 }
 
@@ -111,7 +123,8 @@ impl Lru {
     }
 
     /// Makes it the most recently used of its priority.
-    pub(crate) fn touch(&mut self, NodeKey(key): NodeKey) {
+    pub(crate) fn touch(&mut self, NodeKey(key): NodeKey, cpu_works_on_it: bool) {
+        self.nodes[key].cpu_works_on_it = cpu_works_on_it;
         if self.nodes[key].pins == 0 {
             self.unlink(key);
             self.link_last(key);
@@ -196,7 +209,7 @@ mod tests {
         lru.insert(node(2, 0));
         lru.insert(node(3, 1));
         assert_eq!(order(&lru), [2, 1, 3]);
-        lru.touch(first);
+        lru.touch(first, false);
         assert_eq!(order(&lru), [2, 3, 1]);
     }
 
@@ -208,7 +221,7 @@ mod tests {
             let heir = lru.insert_beside(node(9, 0), keys[heir_of]);
             lru.remove(keys[heir_of]);
             assert_eq!(order(&lru), wanted);
-            lru.touch(heir);
+            lru.touch(heir, false);
             assert_eq!(order(&lru).last(), Some(&9));
         }
     }

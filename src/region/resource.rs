@@ -1,6 +1,8 @@
 //! The piece of a region that holds a buffer's bytes now.
 
-use devpagemap_allocator::Span;
+use std::ops::Range;
+
+use devpagemap_allocator::{PAGE_BYTES, Span};
 use devpagemap_migrate::{Addr, Extent, ExtentList, SysAddr, VramAddr};
 
 use super::{NodeKey, RegionKind, total_bytes};
@@ -39,6 +41,14 @@ impl Resource {
     /// The end of its highest piece.
     pub(crate) fn end_bytes(&self) -> u64 {
         self.spans.last().map_or(0, Span::end_bytes)
+    }
+
+    /// Whether all of these `pages` of the buffer lie within the first `visible_bytes` of VRAM, or in system memory.
+    pub(crate) fn shows_pages(&self, pages: &Range<u64>, visible_bytes: u64) -> bool {
+        let (start, end) = (pages.start * PAGE_BYTES, pages.end * PAGE_BYTES);
+        let wanted = self.extents.slice(start, end - start);
+        self.region != RegionKind::Vram
+            || wanted.iter().all(|extent| extent.addr.offset() + extent.len_bytes <= visible_bytes)
     }
 
     /// Whether all of it lies within the first `visible_bytes` of VRAM, or in system memory.
