@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::replay::{Config, Data, Placement};
 use crate::trace::{Format, Trace};
 use clap::{Parser, Subcommand, ValueEnum};
-use devpagemap::EvictionPolicy;
+use devpagemap::{CpuAccess, EvictionPolicy};
 use std::path::PathBuf;
 
 /// The default built-in workload.
@@ -53,7 +53,7 @@ pub struct ReplayOptions {
     /// Where a batch's buffers may be while it runs.
     #[arg(long, value_enum, default_value_t = Placement::Vram)]
     pub placement: Placement,
-    /// Who must leave when video memory is full.
+    /// Who must leave when video memory is full, and what the CPU's accesses move.
     #[arg(long, value_enum, default_value_t = Policy::LruSet)]
     pub policy: Policy,
     /// What plays the GPU.
@@ -91,21 +91,31 @@ and every byte is checked again when its buffer is freed.
 
 Exit status: 0 done; 1 the workload failed (results are still written); 2 bad usage or bad input.";
 
-/// The names of the eviction policies.
+/// Who leaves video memory, and what the CPU's accesses move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Policy {
     /// The cheapest set of least recently used buffers that makes the hole.
     LruSet,
     /// One least recently used buffer after the other until there is room.
     Lru,
+    /// To compare with: `lru-set`, but whatever the CPU accesses is moved to where it sees it.
+    MigrateOnAccess,
 }
 
 impl Policy {
     /// The manager's own name for it.
     pub fn eviction_policy(self) -> EvictionPolicy {
         match self {
-            Policy::LruSet => EvictionPolicy::LruSet,
+            Policy::LruSet | Policy::MigrateOnAccess => EvictionPolicy::LruSet,
             Policy::Lru => EvictionPolicy::Lru,
+        }
+    }
+
+    /// What the CPU's accesses move.
+    pub fn cpu_access(self) -> CpuAccess {
+        match self {
+            Policy::LruSet | Policy::Lru => CpuAccess::Auto,
+            Policy::MigrateOnAccess => CpuAccess::Visible,
         }
     }
 }

@@ -38,8 +38,8 @@ pub enum CpuAccess {
     /// been cheaper. What is reachable stays where it is.
     #[default]
     Auto,
-    /// Every map moves it into the visible part of VRAM, evicting others, wherever it is; so does every read or write at an offset that
-    /// the CPU does not reach.
+    /// Every map moves the buffer into the visible part of VRAM if it may be in VRAM at all, wherever it is and whoever has to go; so
+    /// does every read or write at an offset that the CPU does not reach. To compare with.
     Visible,
     /// Every access that the CPU does not reach moves it to system memory.
     System,
@@ -92,8 +92,13 @@ impl Transaction<'_, '_, '_> {
         let fell_back = match self.manager.cpu_access {
             _ if !in_vram && self.is_in_system_memory(slot) => None,
             _ if !in_vram => self.reach_in_system_memory(slot, &buffer, Away::ForCpu).map(|()| None)?,
-            CpuAccess::Visible => self.reach_in_visible_vram(slot, &buffer)?,
-            CpuAccess::Auto if is_new => self.reach_in_visible_vram(slot, &buffer)?,
+            CpuAccess::Visible if buffer.placement().names(RegionKind::Vram) => {
+                self.reach_by_evicting(slot, &buffer, &buffer.placement().in_visible_vram())?
+            }
+            CpuAccess::Visible => self.reach_by_evicting(slot, &buffer, buffer.placement())?,
+            CpuAccess::Auto if is_new => {
+                self.reach_by_evicting(slot, &buffer, &buffer.placement().for_cpu())?
+            }
             CpuAccess::Auto | CpuAccess::System if self.is_reachable(slot, &wish.pages) => None,
             CpuAccess::Auto => self.reach_with_little_moved(slot, &buffer)?,
             CpuAccess::System => {
@@ -119,10 +124,14 @@ impl Transaction<'_, '_, '_> {
         self.resource(slot).is_some_and(|resource| resource.shows_pages(pages, visible_bytes))
     }
 
-    /// The first of its places that the CPU sees, evicting others, else system memory.
-    fn reach_in_visible_vram(&mut self, slot: Slot, buffer: &BufferObject) -> Result<Option<&'static str>> {
-        let passes = [Pass::Free, Pass::Evicting];
-        match self.reach_in(slot, &buffer.placement().for_cpu(), &passes) {
+    /// The first of these places, which the CPU all sees, evicting others; else system memory.
+    fn reach_by_evicting(
+        &mut self,
+        slot: Slot,
+        buffer: &BufferObject,
+        visible: &Placement,
+    ) -> Result<Option<&'static str>> {
+        match self.reach_in(slot, visible, &[Pass::Free, Pass::Evicting]) {
             Ok(()) => Ok(None),
             Err(refused) => self.fall_back(slot, buffer, refused).map(Some),
         }
@@ -223,11 +232,10 @@ impl Placement {
         Placement::in_order(gtt.cloned().chain([Place::SYSTEM]).collect())
     }
 
-    /// Its places in VRAM, where the CPU sees them; the whole visible part if there are none.
+    /// Its places in VRAM, of which there is one at least, where the CPU sees them.
     fn in_visible_vram(&self) -> Placement {
         let in_vram = self.places().iter().filter(|place| place.region() == RegionKind::Vram);
-        let visible: Vec<Place> = in_vram.cloned().map(Place::visible).collect();
-        Placement::in_order(if visible.is_empty() { vec![Place::VRAM.visible()] } else { visible })
+        Placement::in_order(in_vram.cloned().map(Place::visible).collect())
     }
 
     /// The same places, preferring without evicting anybody those that the CPU reaches: GTT, where the bytes are already, else

@@ -15,6 +15,7 @@ use super::job::{Plan, Times, Work};
 use super::outcome::{Config, Data, FailedBatch, Outcome, Placement, Problem, Slice, Verify};
 use super::samples::{Sample, Samples};
 use crate::error::{Error, Result};
+use crate::options::Policy;
 use crate::trace::{Access, After, Batch, Bo, BoId, FirstBytes, Heap, Step, Trace};
 use devpagemap::{Buffer, CpuMap, Device, Fence, Place, RegionKind, Size, SoftwareGpu, Stats, Timeline};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -58,6 +59,7 @@ impl Replay {
             .visible(Size::bytes(config.bar_bytes.min(config.vram_bytes)))
             .gtt(Size::bytes(config.gtt_bytes))
             .policy(config.policy.eviction_policy())
+            .cpu_access(config.policy.cpu_access())
             .build()
             .map_err(|source| Error::Device { source })?;
         Ok(Replay { config, device, stop: Arc::new(AtomicBool::new(false)) })
@@ -90,6 +92,7 @@ struct Live {
     size_bytes: u64,
     placed_at_creation: bool,
     prefers_system: bool,
+    write_combined: bool,
     contents: Contents,
     /// Or why the device would not have it.
     buffer: std::result::Result<Buffer, String>,
@@ -211,13 +214,16 @@ impl<'a> Run<'a> {
         let places = places(bo, self.replay.config.placement);
         let builder = self.replay.device.buffer(Size::bytes(bo.size_bytes)).name(bo.name.clone());
         let builder = places.into_iter().fold(builder, |builder, place| builder.or(place));
-        let writes_combine = bo.heaps.first() == Some(&Heap::VramVisible);
-        let buffer = if writes_combine { builder.write_combined() } else { builder }.create();
+        // Where everything is moved to where the CPU sees it, nothing may ask for cached memory.
+        let write_combined = bo.heaps.first() == Some(&Heap::VramVisible)
+            || self.replay.config.policy == Policy::MigrateOnAccess;
+        let buffer = if write_combined { builder.write_combined() } else { builder }.create();
         let mut live = Live {
             name: bo.name.as_str().into(),
             size_bytes: bo.size_bytes,
             placed_at_creation: bo.placed_at_creation,
             prefers_system: bo.heaps.first() == Some(&Heap::System),
+            write_combined,
             contents: Contents::zeros(self.replay.config.seed, bo.id.0, bo.size_bytes),
             buffer: buffer.map_err(|error| error.to_string()),
             maps: Vec::new(),
@@ -394,7 +400,7 @@ impl<'a> Run<'a> {
                     }
                     Data::None => Ok(()),
                 };
-                if let Some(reason) = kept_in_system_memory(&map, live.prefers_system) {
+                if let Some(reason) = kept_in_system_memory(&map, live.prefers_system, live.write_combined) {
                     *self.reasons.entry(reason.to_string()).or_default() += 1;
                 }
                 live.maps.push(map);
@@ -562,16 +568,21 @@ impl CpuCheck<'_> {
     }
 }
 
-/// Why a mapped buffer is not in visible VRAM, when its own preferences say so; other fallbacks the manager counts.
-fn kept_in_system_memory(map: &CpuMap, prefers_system: bool) -> Option<&'static str> {
-    if map.buffer().region() == Some(RegionKind::Vram) || map.fell_back().is_some() {
+/// Why a mapped buffer is not in visible VRAM, when it is no fallback; those the manager counts.
+fn kept_in_system_memory(map: &CpuMap, prefers_system: bool, write_combined: bool) -> Option<&'static str> {
+    let region = map.buffer().region();
+    if region == Some(RegionKind::Vram) || map.fell_back().is_some() {
         return None;
     }
-    Some(match prefers_system {
-        true => "cpu map: kept in system memory, its first preferred heap",
-        false => {
+    Some(match region {
+        _ if prefers_system => "cpu map: kept in system memory, its first preferred heap",
+        _ if !write_combined => {
+            "cpu map: in system memory, which is cached, as its first heap is not visible VRAM"
+        }
+        Some(RegionKind::Gtt) => {
             "cpu map: in system memory, a later preferred heap; the visible part of VRAM could not hold it"
         }
+        _ => "cpu map: left in system memory, where it had been evicted to",
     })
 }
 

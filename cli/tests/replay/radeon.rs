@@ -1,6 +1,7 @@
 //! The recorded allocations of a Vulkan driver on a card whose BAR shows 256 MiB of 8176.
 
-use crate::recordings::{assert_all_well, recording, replay};
+use crate::recordings::{assert_all_well, recording, replay, say_loudly};
+use devpagemap_cli::replay::Outcome;
 use devpagemap_cli::trace::{Heap, Step};
 
 const RECORDING: &str = "radeon-memory-trace/rx5500xt.csv.gz";
@@ -77,4 +78,60 @@ fn without_a_bar_only_a_buffer_that_must_be_visible_is_refused() {
     assert_eq!(outcome.batches_failed.len(), 1, "{:?}", outcome.batches_failed);
     assert!(outcome.batches_failed[0].error.contains("the limit is 0"));
     assert!(outcome.problem_count > 0, "its creation was refused too");
+}
+
+/// The sizes of BAR that cards of this kind have.
+const BARS_MIB: [u64; 4] = [32, 64, 128, 256];
+
+/// With a quarter of the recorded peak, everything that is not in use is evicted.
+fn pressed(path: &std::path::Path, bar_mib: u64, scale: u64, more: &[&str]) -> Outcome {
+    let (vram, bar) = (format!("{}MiB", 1024 / scale), format!("{}KiB", bar_mib * 1024 / scale));
+    let scale = format!("1/{scale}");
+    let arguments = [path.to_str().unwrap(), "--vram", &vram, "--bar", &bar, "--scale", &scale];
+    let (_, outcome) = replay(&[&arguments[..], more].concat());
+    outcome
+}
+
+/// Every map is where the CPU sees it in VRAM, or there is a reason for it.
+fn assert_every_fallback_has_its_reason(outcome: &Outcome) {
+    let of = |what: &str| {
+        let counted = outcome.reasons.iter().filter(|(reason, _)| reason.contains(what));
+        counted.map(|(_, times)| times).sum::<u64>()
+    };
+    assert_eq!(of("; served from system memory"), outcome.stats.bar_fallbacks, "{:?}", outcome.reasons);
+    assert_eq!(of("visibility: ") > 0, outcome.stats.visibility_moved_bytes > 0, "{:?}", outcome.reasons);
+}
+
+fn assert_moves_less_than_migrating_on_access(path: &std::path::Path, scale: u64) {
+    for bar_mib in BARS_MIB {
+        let ours = pressed(path, bar_mib, scale, &[]);
+        let theirs = pressed(path, bar_mib, scale, &["--policy", "migrate-on-access"]);
+        for outcome in [&ours, &theirs] {
+            assert_all_well(outcome);
+            assert!(outcome.stats.evictions > 0);
+            assert_eq!(outcome.stats.cpu_maps, 13);
+            assert_every_fallback_has_its_reason(outcome);
+        }
+        let [ours, theirs] = [ours, theirs].map(|outcome| outcome.stats.visibility_moved_bytes);
+        assert!(
+            ours < theirs,
+            "a BAR of {bar_mib} MiB: {ours} bytes moved for visibility, {theirs} by the other"
+        );
+    }
+}
+
+#[test]
+fn with_every_size_of_bar_fewer_bytes_are_moved_for_visibility_than_by_migrating_on_access() {
+    let Some(path) = recording(RECORDING) else { return };
+    assert_moves_less_than_migrating_on_access(&path, 16);
+}
+
+#[test]
+fn the_same_at_its_real_size() {
+    let Some(path) = recording(RECORDING) else { return };
+    if std::env::var_os("DEVPAGEMAP_LONG").is_none_or(|value| value != "1") {
+        say_loudly("skipped: four BARs and two policies at full size (set DEVPAGEMAP_LONG=1)");
+        return;
+    }
+    assert_moves_less_than_migrating_on_access(&path, 1);
 }
