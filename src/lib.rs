@@ -44,7 +44,7 @@
 //! | a device of some size | [`Device::builder`] |
 //! | a buffer, and where it may live | [`Device::buffer`], [`Place`] |
 //! | to run work on buffers | [`Device::submit`], [`Job`] |
-//! | to reach bytes from the CPU | [`Buffer::read_at`], [`Buffer::write_at`], [`Buffer::map`] |
+//! | to reach bytes from the CPU | [`Buffer::read_at`], [`Buffer::write_at`], [`Buffer::map`], [`CpuAccess`] |
 //! | to know what happened, and why | [`Device::stats`], [`Error`] |
 //!
 //! # Locks

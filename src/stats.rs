@@ -96,7 +96,7 @@ counters! {
     cleared_bytes,
     /// Bytes that the CPU reached only through a copy, because the BAR does not show them.
     bounced_bytes,
-    /// CPU maps that could not be served from visible VRAM.
+    /// CPU maps, and moves for other accesses, that could not be served from visible VRAM.
     bar_fallbacks,
     /// CPU maps.
     cpu_maps,

@@ -5,17 +5,8 @@ use std::time::Duration;
 use devpagemap::migrate::Fault;
 use devpagemap::{Buffer, EvictionPolicy, Place, RegionKind, Size};
 
+use crate::setup::numbers::Numbers;
 use crate::setup::*;
-
-/// Numbers that look random and are the same in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
-    }
-}
 
 /// Everything that must not depend on time.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,6 +17,8 @@ struct History {
     cleared_bytes: u64,
     gtt_demotions: u64,
     bar_fallbacks: u64,
+    relocations: (u64, u64),
+    visibility_moved_bytes: u64,
     used_bytes: (u64, u64, u64),
     vram_peak_bytes: u64,
     /// Of every buffer that is left: where it is and how often it was evicted.
@@ -41,6 +34,8 @@ fn history(device: &Lab, buffers: &[(Buffer, u64)]) -> History {
         cleared_bytes: stats.cleared_bytes,
         gtt_demotions: stats.gtt_demotions,
         bar_fallbacks: stats.bar_fallbacks,
+        relocations: (stats.relocations, stats.relocated_bytes),
+        visibility_moved_bytes: stats.visibility_moved_bytes,
         used_bytes: (stats.vram_used_bytes, stats.gtt_used_bytes, stats.system_used_bytes),
         vram_peak_bytes: stats.vram_peak_bytes,
         buffers: buffers.iter().map(|(buffer, _)| (buffer.region(), buffer.evictions())).collect(),

@@ -3,6 +3,7 @@
 
 mod contention;
 mod cpu_access;
+mod dense_cpu_access;
 mod determinism;
 mod events;
 mod eviction;

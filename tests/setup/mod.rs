@@ -2,6 +2,7 @@
 
 pub mod gate;
 pub mod jobs;
+pub mod numbers;
 pub mod pattern;
 
 use std::time::{Duration, Instant};
