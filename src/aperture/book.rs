@@ -4,53 +4,16 @@
 //! changed, and counted in again. So the sums cannot drift from the pages.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::{Bound, Range};
+use std::ops::Range;
 
 use devpagemap_fence::FenceSet;
 
 use super::gate::{Crossing, Gate};
 use super::ledger::{AccountId, Candidate, Charge, Over, PendingId, PlaceKey, Unreaped, Usage, Wish};
 use super::limits::{BarLimit, Marks, P2p, Rank};
+use super::tally::{Tallies, Tally, Way};
 use super::users::{PageUsers, PendingUse, Sum, Sums, Use, User, kind_for, kind_of, user_mut};
 use crate::bo::WeakBuffer;
-
-/// Pages in use, of everybody or of one account.
-#[derive(Debug, Default)]
-struct Tally {
-    live_pages: u64,
-    pending_pages: u64,
-}
-
-impl Tally {
-    fn pages_mut(&mut self, kind: Use) -> Option<&mut u64> {
-        match kind {
-            Use::Idle => None,
-            Use::Pending => Some(&mut self.pending_pages),
-            Use::Live => Some(&mut self.live_pages),
-        }
-    }
-
-    fn enter(&mut self, kind: Use, pages: u64) {
-        self.pages_mut(kind).into_iter().for_each(|sum| *sum += pages);
-    }
-
-    fn leave(&mut self, kind: Use, pages: u64) {
-        self.pages_mut(kind).into_iter().for_each(|sum| *sum -= pages);
-    }
-
-    fn is_zero(&self) -> bool {
-        self.live_pages == 0 && self.pending_pages == 0
-    }
-}
-
-/// What an importer or a client uses and may use.
-#[derive(Debug)]
-struct Entry {
-    tally: Tally,
-    limit_pages: u64,
-    /// Whether its owner still exists.
-    open: bool,
-}
 
 /// A buffer of which pages are in use.
 #[derive(Debug)]
@@ -123,11 +86,10 @@ pub(super) struct Book {
     /// Constant.
     marks: Marks,
     gate: Gate,
-    total: Tally,
+    tallies: Tallies,
     peak_pages: u64,
     /// Set aside for demoters; counts as used.
     reserved_pages: u64,
-    accounts: BTreeMap<AccountId, Entry>,
     buffers: BTreeMap<u64, Shown>,
     /// The buffers with live pages: by rank, then by when they were mapped.
     by_rank: BTreeSet<(Rank, u64, u64)>,
@@ -146,10 +108,9 @@ impl Book {
         Book {
             marks,
             gate: Gate::new(&marks),
-            total: Tally::default(),
+            tallies: Tallies::default(),
             peak_pages: 0,
             reserved_pages: 0,
-            accounts: BTreeMap::new(),
             buffers: BTreeMap::new(),
             by_rank: BTreeSet::new(),
             pendings: BTreeMap::new(),
@@ -166,48 +127,32 @@ impl Book {
 
     pub(super) fn open_account(&mut self) -> AccountId {
         let id = AccountId(self.next_id());
-        let entry = Entry { tally: Tally::default(), limit_pages: u64::MAX, open: true };
-        self.accounts.insert(id, entry);
+        self.tallies.open(id);
         id
     }
 
-    /// The account goes when its last page does.
     pub(super) fn close_account(&mut self, id: AccountId) {
-        self.entry_mut(id).open = false;
-        self.forget_if_unused(id);
+        self.tallies.close(id);
     }
 
     pub(super) fn set_limit(&mut self, id: AccountId, limit_pages: u64) {
-        self.entry_mut(id).limit_pages = limit_pages;
+        self.tallies.entry_mut(id).limit_pages = limit_pages;
     }
 
     pub(super) fn live_pages_of(&self, id: AccountId) -> u64 {
-        self.entry(id).tally.live_pages
-    }
-
-    fn entry(&self, id: AccountId) -> &Entry {
-        self.accounts.get(&id).expect("an account stays while somebody owns it or pages count for it")
-    }
-
-    fn entry_mut(&mut self, id: AccountId) -> &mut Entry {
-        self.accounts.get_mut(&id).expect("an account stays while somebody owns it or pages count for it")
-    }
-
-    fn forget_if_unused(&mut self, id: AccountId) {
-        if self.accounts.get(&id).is_some_and(|entry| !entry.open && entry.tally.is_zero()) {
-            self.accounts.remove(&id);
-        }
+        self.tallies.entry(id).tally.live_pages
     }
 
     /// What decides: pages of maps, and what is set aside.
     fn used_pages(&self) -> u64 {
-        self.total.live_pages + self.reserved_pages
+        self.tallies.total.live_pages + self.reserved_pages
     }
 
     /// Shows the gate what is used now; true when there are crossings to be told.
     pub(super) fn note_use(&mut self) -> bool {
         let used_pages = self.used_pages();
-        self.peak_pages = self.peak_pages.max(self.total.live_pages + self.total.pending_pages);
+        self.peak_pages =
+            self.peak_pages.max(self.tallies.total.live_pages + self.tallies.total.pending_pages);
         self.gate.observe(used_pages, &mut self.crossings);
         !self.crossings.is_empty()
     }
@@ -219,7 +164,7 @@ impl Book {
             (BarLimit::Importer, wish.importer, new_for_importer_pages),
             (BarLimit::Client, wish.client, new_pages),
         ] {
-            let entry = self.entry(id);
+            let entry = self.tallies.entry(id);
             check_limit(limit, entry.limit_pages, entry.tally.live_pages, new_pages)?;
         }
         // What is set aside is counted already.
@@ -327,10 +272,10 @@ impl Book {
         new_pages: u64,
         new_for_importer_pages: u64,
     ) -> (FenceSet, Sums) {
-        let importer = self.entry(wish.importer);
-        let client = self.entry(wish.client);
+        let importer = self.tallies.entry(wish.importer);
+        let client = self.tallies.entry(wish.client);
         let beyond_pages = [
-            (From::Anybody, beyond(&self.total, self.marks.hard_pages, new_pages)),
+            (From::Anybody, beyond(&self.tallies.total, self.marks.hard_pages, new_pages)),
             (From::Client(wish.client), beyond(&client.tally, client.limit_pages, new_pages)),
             (
                 From::Importer(wish.importer),
@@ -342,7 +287,9 @@ impl Book {
             self.inherit(from, pages, &mut inherited);
             sums.add(from.sum());
         }
-        debug_assert!(self.total.live_pages + self.total.pending_pages <= self.marks.hard_pages);
+        debug_assert!(
+            self.tallies.total.live_pages + self.tallies.total.pending_pages <= self.marks.hard_pages
+        );
         inherited.prune();
         (inherited, sums)
     }
@@ -368,7 +315,7 @@ impl Book {
     /// Makes a map's pages pending, or idle if `fences` have signalled. Returns how many live pages that freed.
     pub(super) fn release(&mut self, charge: Charge, mut fences: FenceSet) -> (u64, Option<Unreaped>) {
         let Charge { place, pages, importer } = charge;
-        let live_before = self.total.live_pages;
+        let live_before = self.tallies.total.live_pages;
         fences.prune();
         let unreaped = (!fences.is_empty()).then(|| {
             self.add_pending(place, pages.clone(), importer, &fences, PendingKind::Former, Sums::ALL)
@@ -378,8 +325,8 @@ impl Book {
             user.maps = user.maps.checked_sub(1).expect("a charge is given back once");
         });
         self.reindex(place.buffer, |_| {});
-        self.forget_if_unused(importer);
-        (live_before - self.total.live_pages, unreaped)
+        self.tallies.forget_if_unused(importer);
+        (live_before - self.tallies.total.live_pages, unreaped)
     }
 
     /// Makes pages idle whose fences have signalled.
@@ -391,7 +338,7 @@ impl Book {
                 .filter(|user| user.importer == importer)
                 .for_each(|user| user.pending.retain(|pending| pending.id != id));
         });
-        self.forget_if_unused(importer);
+        self.tallies.forget_if_unused(importer);
     }
 
     /// The pendings whose fences have signalled.
@@ -403,11 +350,13 @@ impl Book {
     /// Takes so many pending pages off those that they count for, oldest first, and adds their fences to `after`.
     fn inherit(&mut self, from: From, pages: u64, after: &mut FenceSet) {
         let mut missing_pages = pages;
-        let mut last = Bound::Unbounded;
         while missing_pages > 0 {
-            let next = self.pendings.range((last, Bound::Unbounded)).next().map(|(id, _)| *id);
-            let id = next.expect("what is live fits, so what is beyond the limit is pending");
-            last = Bound::Excluded(id);
+            let tally = match from {
+                From::Anybody => &self.tallies.total,
+                From::Client(id) | From::Importer(id) => &self.tallies.entry(id).tally,
+            };
+            let id =
+                tally.oldest_pending().expect("what is live fits, so what is beyond the limit is pending");
             for piece in self.inheritable(from, id, missing_pages) {
                 missing_pages -= piece.end - piece.start;
                 self.take_over(from, id, &piece, after);
@@ -419,16 +368,10 @@ impl Book {
     /// otherwise; else those that nobody has mapped.
     fn inheritable(&self, from: From, id: PendingId, mut limit_pages: u64) -> Vec<Range<u64>> {
         let pending = &self.pendings[&id];
-        let concerns = match from {
-            From::Anybody => true,
-            From::Client(client) => self.buffers[&pending.place.buffer].client == client,
-            From::Importer(importer) => pending.importer == importer,
-        };
-        let Some(place) = self.place(pending.place).filter(|_| concerns) else { return Vec::new() };
+        let place = self.place(pending.place).expect("a place stays while pages of it are pending");
         let mut found = Vec::new();
         for (piece, users) in place.pieces(&pending.pages) {
-            let mut pendings = users.iter().flat_map(|user| &user.pending);
-            let counts = pendings.any(|pending| pending.id == id && pending.sums.contains(from.sum()));
+            let counts = users.iter().flat_map(|user| user.pending_in(from.sum())).any(|other| other == id);
             let kind = match from {
                 From::Importer(importer) => kind_for(users, importer),
                 From::Anybody | From::Client(_) => kind_of(users, from.sum()),
@@ -469,38 +412,27 @@ impl Book {
                 self.pendings.remove(&id);
             }
         }
-        importers.into_iter().for_each(|importer| self.forget_if_unused(importer));
+        importers.into_iter().for_each(|importer| self.tallies.forget_if_unused(importer));
     }
 
     /// Changes who uses pages, and every sum with it.
     fn edit(&mut self, key: PlaceKey, range: &Range<u64>, mut change: impl FnMut(u64, &mut Vec<User>)) {
         let Some(shown) = self.buffers.get_mut(&key.buffer) else { return };
-        let (client, live_before) = (shown.client, self.total.live_pages);
+        let (client, live_before) = (shown.client, self.tallies.total.live_pages);
         let place = shown.places.entry(key.generation).or_default();
-        let (total, accounts) = (&mut self.total, &mut self.accounts);
         place.edit(range, |len_pages, users| {
-            let mut count = |users: &[User], count: fn(&mut Tally, Use, u64)| {
-                count(total, kind_of(users, Sum::Total), len_pages);
-                let mut count_for = |id, kind| {
-                    let entry: &mut Entry =
-                        accounts.get_mut(&id).expect("pages count for accounts that stay");
-                    count(&mut entry.tally, kind, len_pages);
-                };
-                count_for(client, kind_of(users, Sum::Client));
-                users.iter().for_each(|user| count_for(user.importer, user.kind(Sum::Importer)));
-            };
-            count(users, Tally::leave);
+            self.tallies.count(client, users, len_pages, Way::Out);
             change(len_pages, users);
-            count(users, Tally::enter);
+            self.tallies.count(client, users, len_pages, Way::In);
         });
         if place.is_empty() {
             shown.places.remove(&key.generation);
         }
-        shown.live_pages = shown.live_pages + self.total.live_pages - live_before;
+        shown.live_pages = shown.live_pages + self.tallies.total.live_pages - live_before;
         if shown.places.is_empty() {
             self.by_rank.remove(&(shown.rank, shown.mapped, key.buffer));
             self.buffers.remove(&key.buffer);
-            self.forget_if_unused(client);
+            self.tallies.forget_if_unused(client);
         }
     }
 
@@ -556,8 +488,8 @@ impl Book {
 
     pub(super) fn usage(&self) -> Usage {
         Usage {
-            live_pages: self.total.live_pages,
-            pending_pages: self.total.pending_pages,
+            live_pages: self.tallies.total.live_pages,
+            pending_pages: self.tallies.total.pending_pages,
             peak_pages: self.peak_pages,
             reserved_pages: self.reserved_pages,
             level: self.gate.level(),
@@ -566,7 +498,7 @@ impl Book {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.accounts.is_empty()
+        self.tallies.is_empty()
             && self.buffers.is_empty()
             && self.by_rank.is_empty()
             && self.pendings.is_empty()

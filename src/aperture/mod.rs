@@ -25,7 +25,7 @@
 //! ```text
 //!   pressure   what the rest of the manager calls: admits, gives back, tells
 //!      └─ ledger   BAR pages in peer use, by buffer, importer and client; one lock
-//!           ├─ book    its arithmetic
+//!           ├─ book    its arithmetic; tally: the sums in it
 //!           ├─ users   who uses which pages of a buffer
 //!           ├─ gate    the marks with hysteresis
 //!           └─ limits  what the application chose
@@ -47,6 +47,7 @@ mod plain_model;
 mod pressure;
 mod show;
 mod table;
+mod tally;
 mod users;
 mod window;
 mod windows;

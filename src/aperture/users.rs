@@ -78,10 +78,15 @@ pub(crate) enum Use {
 }
 
 impl User {
+    /// What counts in a sum until fences signal.
+    pub(crate) fn pending_in(&self, sum: Sum) -> impl Iterator<Item = PendingId> {
+        self.pending.iter().filter(move |pending| pending.sums.contains(sum)).map(|pending| pending.id)
+    }
+
     pub(crate) fn kind(&self, sum: Sum) -> Use {
         if self.maps > 0 {
             Use::Live
-        } else if self.pending.iter().any(|pending| pending.sums.contains(sum)) {
+        } else if self.pending_in(sum).next().is_some() {
             Use::Pending
         } else {
             Use::Idle
