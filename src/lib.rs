@@ -45,7 +45,8 @@
 //! | a buffer, and where it may live | [`Device::buffer`], [`Place`] |
 //! | to run work on buffers | [`Device::submit`], [`Job`] |
 //! | to reach bytes from the CPU | [`Buffer::read_at`], [`Buffer::write_at`], [`Buffer::map`], [`CpuAccess`] |
-//! | to know what happened, and why | [`Device::stats`], [`Error`] |
+//! | to limit what peers use of the BAR | [`DeviceBuilder::p2p_limits`], [`Device::client`] |
+//! | to know what happened, and why | [`Device::stats`], [`Device::events`], [`Error`] |
 //!
 //! # Locks
 //!

@@ -23,14 +23,38 @@ const HARD_PAGES: u64 = 16;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Map { buffer: u64, generation: u64, pages: Range<u64>, importer: usize, rank: Rank },
-    Unmap { which: Index, fenced: bool },
-    Demote { which: Index, fenced: bool },
+    Map {
+        buffer: u64,
+        generation: u64,
+        pages: Range<u64>,
+        importer: usize,
+        rank: Rank,
+    },
+    Unmap {
+        which: Index,
+        fenced: bool,
+    },
+    Demote {
+        which: Index,
+        fenced: bool,
+    },
     GiveBackRoom,
-    Signal { which: Index },
+    Signal {
+        which: Index,
+    },
     Reap,
-    SetLimit { account: usize, pages: u64 },
-    SetRank { buffer: u64, rank: Rank },
+    SetLimit {
+        account: usize,
+        pages: u64,
+    },
+    SetRank {
+        buffer: u64,
+        rank: Rank,
+    },
+    /// An importer goes, whatever it has, and another comes.
+    Rejoin {
+        importer: usize,
+    },
 }
 
 struct Map {
@@ -69,8 +93,10 @@ fn client_of(buffer: u64) -> usize {
 struct Model {
     marks: Marks,
     ledger: Arc<Ledger>,
-    /// Importers, then clients.
-    accounts: Vec<Account>,
+    /// Importers, then clients, then importers that came later. `None` once the owner is gone.
+    accounts: Vec<Option<Account>>,
+    /// Which accounts are the importers of now.
+    importers: [usize; IMPORTERS],
     limits: Vec<u64>,
     /// The highest limit each ever had: what is in use may be as much.
     highest: Vec<u64>,
@@ -90,12 +116,17 @@ impl Model {
         let marks = Marks { reopen_pages, soft_pages, hard_pages: HARD_PAGES };
         let ledger = Arc::new(Ledger::new(marks));
         let mut held = Held::in_destructor();
-        let accounts: Vec<Account> = limits.iter().map(|_| Account::open(&ledger, &mut held)).collect();
-        accounts.iter().zip(&limits).for_each(|(account, limit)| account.set_limit(*limit, &mut held));
+        let open = |limit: &u64| {
+            let account = Account::open(&ledger, &mut held);
+            account.set_limit(*limit, &mut held);
+            Some(account)
+        };
+        let accounts = limits.iter().map(open).collect();
         Model {
             marks,
             ledger,
             accounts,
+            importers: std::array::from_fn(|importer| importer),
             highest: limits.clone(),
             limits,
             maps: Vec::new(),
@@ -111,7 +142,7 @@ impl Model {
     }
 
     fn id(&self, account: usize) -> AccountId {
-        self.accounts[account].id
+        self.accounts[account].as_ref().expect("it is there").id
     }
 
     /// The pages of the maps that are `counted`, each once.
@@ -149,7 +180,8 @@ impl Model {
             }
             all.push((BarLimit::Soft, self.marks.soft_pages, self.used_pages(), new_beyond_room));
         }
-        let over = all.into_iter().find(|(_, limit, used, new)| *new > 0 && used + new > *limit);
+        let over =
+            all.into_iter().find(|(_, limit, used, new)| *new > 0 && used.saturating_add(*new) > *limit);
         over.map_or(Ok(()), |(limit, limit_pages, used_pages, new_pages)| {
             let missing_pages = used_pages + new_pages - limit_pages;
             let limit_pages = if limit == BarLimit::Soft { self.marks.soft_pages } else { limit_pages };
@@ -211,7 +243,9 @@ impl Model {
         let mut missing_pages = over.missing_pages;
         for (rank, _, buffer) in buffers {
             let counts = |map: &Map| match over.limit {
-                BarLimit::Importer => self.id(map.importer) == wish.importer,
+                BarLimit::Importer => {
+                    self.accounts[map.importer].as_ref().is_some_and(|of| of.id == wish.importer)
+                }
                 BarLimit::Client => self.id(IMPORTERS + client_of(buffer)) == wish.client,
                 _ => true,
             };
@@ -267,7 +301,7 @@ impl Model {
     fn step(&mut self, step: Step) {
         match step {
             Step::Map { buffer, generation, pages, importer, rank } => {
-                self.map(PlaceKey { buffer, generation }, pages, importer, rank);
+                self.map(PlaceKey { buffer, generation }, pages, self.importers[importer], rank);
             }
             Step::Unmap { which, fenced } => self.unmap(&which, fenced, false),
             Step::Demote { which, fenced } => self.unmap(&which, fenced, true),
@@ -282,13 +316,24 @@ impl Model {
             Step::Signal { .. } => {}
             Step::Reap => self.reap(),
             Step::SetLimit { account, pages } => {
+                let account = self.importers.get(account).copied().unwrap_or(account);
                 self.limits[account] = pages;
                 self.highest[account] = self.highest[account].max(pages);
-                self.accounts[account].set_limit(pages, &mut Held::in_destructor());
+                self.accounts[account]
+                    .as_ref()
+                    .expect("it is there")
+                    .set_limit(pages, &mut Held::in_destructor());
             }
             Step::SetRank { buffer, rank } => {
                 self.ranks[buffer as usize] = rank;
                 self.ledger.set_rank(buffer, rank, &mut Held::in_destructor());
+            }
+            Step::Rejoin { importer } => {
+                self.accounts[self.importers[importer]] = None;
+                self.importers[importer] = self.accounts.len();
+                self.accounts.push(Some(Account::open(&self.ledger, &mut Held::in_destructor())));
+                self.limits.push(u64::MAX);
+                self.highest.push(u64::MAX);
             }
         }
         self.check();
@@ -309,7 +354,9 @@ impl Model {
         for (account, owner) in self.accounts.iter().enumerate() {
             let counted = |map: &Map| Model::counts_for(account, map);
             let live = self.pages(|map| map.is_live() && counted(map)).len() as u64;
-            assert_eq!(owner.live_pages(&mut held), live, "live pages of account {account}");
+            if let Some(owner) = owner {
+                assert_eq!(owner.live_pages(&mut held), live, "live pages of account {account}");
+            }
             let in_use = self.pages(|map| map.may_be_used() && counted(map)).len() as u64;
             assert!(in_use <= self.highest[account], "{in_use} pages of account {account} are in use");
         }
@@ -379,6 +426,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reap),
         1 => (account, 0u64..16).prop_map(|(account, pages)| Step::SetLimit { account, pages }),
         1 => (0u64..4, any_rank()).prop_map(|(buffer, rank)| Step::SetRank { buffer, rank }),
+        1 => (0..IMPORTERS).prop_map(|importer| Step::Rejoin { importer }),
     ]
 }
 

@@ -171,7 +171,9 @@ impl Manager {
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
+    use std::collections::BTreeMap;
     use std::ops::Range;
+    use std::sync::Mutex;
 
     use devpagemap_fence::Timeline;
 
@@ -247,6 +249,102 @@ mod tests {
         let told: Vec<Event> = std::iter::from_fn(|| events.try_next()).collect();
         let relief = |level, limit_pages| Event::BarRelief { level, used_pages: 0, limit_pages };
         assert_eq!(told, [relief(PressureLevel::Hard, 8), relief(PressureLevel::Soft, 4)]);
+    }
+
+    /// What importers really use: pages by their users.
+    #[derive(Default)]
+    struct InUse(Mutex<BTreeMap<(u64, u64), u32>>);
+
+    impl InUse {
+        fn begin(&self, buffer: u64, pages: Range<u64>) {
+            let mut pages_in_use = self.0.lock().expect("no panic");
+            pages.for_each(|page| *pages_in_use.entry((buffer, page)).or_default() += 1);
+            assert!(
+                pages_in_use.len() <= 12,
+                "{} pages are in use, the hard limit is 12",
+                pages_in_use.len()
+            );
+        }
+
+        fn end(&self, buffer: u64, pages: Range<u64>) {
+            let mut pages_in_use = self.0.lock().expect("no panic");
+            for page in pages {
+                let users = pages_in_use.get_mut(&(buffer, page)).expect("it was begun");
+                *users -= 1;
+                if *users == 0 {
+                    pages_in_use.remove(&(buffer, page));
+                }
+            }
+        }
+    }
+
+    /// Maps at random, uses what it got once it may, and goes on using it for a while after it was given back.
+    fn be_an_importer(buffers: &[Buffer], in_use: &InUse, seed: u64) {
+        let manager = &buffers[0].0.manager;
+        let importer = Account::open(&manager.ledger, &mut Held::in_destructor());
+        let work = Timeline::new("importer");
+        let mut random = seed;
+        let mut next = |limit: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % limit
+        };
+        for _ in 0..2000 {
+            let buffer = &buffers[next(buffers.len() as u64) as usize];
+            let start = next(4);
+            let wish = wish(buffer, &importer, start..start + 1 + next(6));
+            let mut held = Held::in_destructor();
+            let Ok(admitted) = manager.admit_peer(&wish, &mut manager.room(), &mut held) else { continue };
+            if next(4) == 0 {
+                manager.release_peer(admitted.charge, FenceSet::new(), &mut held);
+                continue;
+            }
+            admitted.after.wait().expect("importers do not fail");
+            in_use.begin(buffer.id(), wish.pages.clone());
+            let done = work.next_point();
+            manager.release_peer(admitted.charge, done.clone().into(), &mut held);
+            std::thread::yield_now();
+            in_use.end(buffer.id(), wish.pages);
+            work.signal(done.seqno());
+        }
+    }
+
+    #[test]
+    fn sixteen_importers_never_use_more_than_the_hard_limit_and_are_told_of_pressure_in_turns() {
+        let device = device();
+        let events = device.events();
+        let create = |_| device.buffer(Size::kib(64)).create().expect("a buffer that fits");
+        let buffers: Vec<Buffer> = (0..4).map(create).collect();
+        let in_use = InUse::default();
+        let mut lasts = BTreeMap::new();
+        let start = |seed| {
+            let (buffers, in_use) = (&buffers, &in_use);
+            move || be_an_importer(buffers, in_use, seed)
+        };
+        std::thread::scope(|scope| {
+            let importers: Vec<_> = (0..16).map(|seed| scope.spawn(start(seed))).collect();
+            while !importers.iter().all(|importer| importer.is_finished()) {
+                let told = std::iter::from_fn(|| events.try_next());
+                told.for_each(|event| note(&mut lasts, &event));
+                std::thread::yield_now();
+            }
+        });
+        std::iter::from_fn(|| events.try_next()).for_each(|event| note(&mut lasts, &event));
+        assert!(lasts.values().all(|lasts| !lasts), "{lasts:?}");
+        let [used, pending, peak] = used_pages(&device);
+        assert_eq!((used, pending, device.bar_pressure()), (0, 0, None));
+        assert!((9..=12).contains(&peak), "{peak} pages at most");
+    }
+
+    /// Each level begins and ends in turns. Who has missed something begins anew.
+    fn note(lasts: &mut BTreeMap<PressureLevel, bool>, event: &Event) {
+        let (level, begins) = match event {
+            Event::BarPressure { level, .. } => (*level, true),
+            Event::BarRelief { level, .. } => (*level, false),
+            Event::Missed { .. } => return lasts.clear(),
+            other => panic!("nobody did this: {other}"),
+        };
+        let before = lasts.insert(level, begins);
+        assert_ne!(before, Some(begins), "{event}");
     }
 
     #[test]

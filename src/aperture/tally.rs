@@ -109,6 +109,10 @@ impl Tallies {
         self.entry_mut(client).tally.count(kind, pages, all(Sum::Client), way);
         for user in users {
             let (kind, own) = (user.kind(Sum::Importer), user.pending_in(Sum::Importer));
+            if kind == Use::Idle {
+                // Others have inherited all that it had; its account may be gone.
+                continue;
+            }
             self.entry_mut(user.importer).tally.count(kind, pages, own, way);
         }
     }
