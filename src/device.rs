@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::events::Events;
 use crate::manager::{Manager, Parts};
 use crate::region::{SystemRegion, VramRegion};
+use crate::share::{Importer, Peer};
 use crate::size::Size;
 use crate::stats::Stats;
 use crate::submit::Submission;
@@ -68,6 +69,17 @@ impl<D: Driver> Device<D> {
     /// A new client, on whose account buffers can be; `name` is for people.
     pub fn client(&self, name: impl Into<String>) -> Client {
         Client::new(self.manager.clone(), name.into())
+    }
+
+    /// Lets another device in, which may then [attach](crate::Buffer::attach) to buffers of this one.
+    pub fn join(&self, importer: Arc<dyn Importer>) -> Peer {
+        Peer::join(self.manager.clone(), importer)
+    }
+
+    /// Brings buffers that had to leave the BAR back now, as far as there is room, instead of when the device's own thread gets
+    /// to it. Importers are told. Returns how many came back.
+    pub fn promote(&self) -> usize {
+        self.manager.promote()
     }
 
     /// Subscribes to what happens to the BAR and to peers' maps, from now on.

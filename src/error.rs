@@ -95,6 +95,18 @@ pub enum Error {
         /// The buffer.
         buffer: u64,
     },
+    /// The importer has joined another device.
+    ForeignPeer {
+        /// The importer's name.
+        importer: Arc<str>,
+    },
+    /// The buffer cannot be where its peers have to reach it.
+    NotPeerCapable {
+        /// The buffer.
+        buffer: u64,
+        /// Why not.
+        why: &'static str,
+    },
     /// A buffer has more outstanding fences than it can keep.
     FenceSlots(SlotsExhausted),
     /// A fence that had to be waited for carries an error.
@@ -171,6 +183,8 @@ impl fmt::Display for Error {
                 size(wanted_bytes)
             ),
             Error::ForeignBuffer { buffer } => write!(f, "buffer {buffer} belongs to another device"),
+            Error::ForeignPeer { importer } => write!(f, "{importer} has joined another device"),
+            Error::NotPeerCapable { buffer, why } => write!(f, "buffer {buffer} is not peer capable: {why}"),
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),
             Error::Unsupported { what } => write!(f, "unsupported: {what}"),

@@ -40,6 +40,12 @@ pub enum PeerReason {
     },
     /// The buffer is [`P2p::Never`](crate::P2p::Never).
     Never,
+    /// The placement of the buffer has it in system memory.
+    LivesInSystemMemory,
+    /// Other importers have mapped it in system memory.
+    SharedInSystemMemory,
+    /// The part of VRAM that the BAR shows has no room for the buffer.
+    NoVisibleRoom,
 }
 
 impl PeerReason {
@@ -49,6 +55,9 @@ impl PeerReason {
             PeerReason::Over(limit) => format!("{limit} is reached"),
             PeerReason::Outranked { .. } => "a buffer of higher rank needs the BAR".to_string(),
             PeerReason::Never => "the buffer is not for peers".to_string(),
+            PeerReason::LivesInSystemMemory => "the buffer lives in system memory".to_string(),
+            PeerReason::SharedInSystemMemory => "others have mapped the buffer in system memory".to_string(),
+            PeerReason::NoVisibleRoom => "the visible part of VRAM has no room".to_string(),
         }
     }
 }
@@ -57,7 +66,7 @@ impl fmt::Display for PeerReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PeerReason::Outranked { by } => write!(f, "buffer {by}, of higher rank, needs the BAR"),
-            PeerReason::Over(_) | PeerReason::Never => f.write_str(&self.kind()),
+            _ => f.write_str(&self.kind()),
         }
     }
 }

@@ -65,6 +65,7 @@ mod events;
 mod manager;
 mod outstanding;
 mod region;
+mod share;
 mod size;
 mod stats;
 mod submit;
@@ -88,6 +89,10 @@ pub use error::{Error, Result};
 pub use events::Readable;
 pub use events::{Event, Events, PeerReason};
 pub use region::{PRIORITIES, RegionKind};
+pub use share::{
+    Attachment, Importer, InvalidateReason, Invalidated, Peer, PeerAddr, PeerExtent, PeerMap, PeerMapRequest,
+    Route,
+};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};

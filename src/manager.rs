@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::events::Hub;
 use crate::outstanding::Outstanding;
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
+use crate::share::Promoter;
 use crate::stats::{Counters, Reasons, Stats};
 
 /// The inner side of a [`Device`](crate::Device). Buffers keep it alive.
@@ -44,6 +45,8 @@ pub(crate) struct Manager {
     pub(crate) nobody: Arc<ClientAccount>,
     /// Who is told. Its own lock.
     pub(crate) events: Arc<Hub>,
+    /// Who waits for room in the BAR. Its own locks.
+    pub(crate) promoter: Arc<Promoter>,
     /// What the CPU sees. Constant.
     pub(crate) cpu: DeviceMemory,
     /// What the CPU's accesses move. Constant.
@@ -60,6 +63,8 @@ pub(crate) struct Manager {
     pub(crate) reasons: Reasons,
     /// The next buffer's id. Atomic.
     next_buffer_id: AtomicU64,
+    /// The next importer's or attachment's id. Atomic.
+    next_peer_id: AtomicU64,
 }
 
 /// Who does a device's work, in the order in which it has to end: jobs wait for moves, and moves for the watchdog.
@@ -68,13 +73,15 @@ struct Engines {
     queue: MoveQueue,
     /// Constant.
     driver: Arc<dyn Driver>,
+    /// Its own thread, from the first demotion on.
+    promoter: Arc<Promoter>,
     /// Its own thread; a model has no clock, and so none.
     #[cfg(not(any(loom, shuttle)))]
     _watchdog: Watchdog,
 }
 
 impl Engines {
-    fn start(queue: MoveQueue, driver: Arc<dyn Driver>) -> Engines {
+    fn start(queue: MoveQueue, driver: Arc<dyn Driver>, promoter: Arc<Promoter>) -> Engines {
         #[cfg(not(any(loom, shuttle)))]
         let watchdog = Watchdog::start();
         #[cfg(not(any(loom, shuttle)))]
@@ -82,6 +89,7 @@ impl Engines {
         Engines {
             queue,
             driver,
+            promoter,
             #[cfg(not(any(loom, shuttle)))]
             _watchdog: watchdog,
         }
@@ -89,6 +97,7 @@ impl Engines {
 
     /// Finishes what is queued, then lets go of every thread.
     fn shut_down(self) {
+        self.promoter.join();
         self.queue.drain();
     }
 }
@@ -109,7 +118,8 @@ pub(crate) struct Parts {
 impl Manager {
     pub(crate) fn new(parts: Parts) -> Arc<Manager> {
         let vram_caching = parts.driver.vram_caching();
-        let engines = Engines::start(parts.queue, parts.driver);
+        let promoter = Promoter::new();
+        let engines = Engines::start(parts.queue, parts.driver, promoter.clone());
         let ledger = Arc::new(Ledger::new(parts.p2p_marks));
         Arc::new_cyclic(|this| Manager {
             this: this.clone(),
@@ -120,6 +130,7 @@ impl Manager {
             nobody: ClientAccount::open("", &ledger),
             ledger,
             events: Hub::new(),
+            promoter,
             cpu: parts.cpu,
             vram_caching,
             policy: parts.policy,
@@ -128,6 +139,7 @@ impl Manager {
             counters: Counters::default(),
             reasons: Reasons::new(),
             next_buffer_id: AtomicU64::new(1),
+            next_peer_id: AtomicU64::new(1),
         })
     }
 
@@ -149,6 +161,11 @@ impl Manager {
 
     pub(crate) fn next_buffer_id(&self) -> u64 {
         self.next_buffer_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Importers and attachments share their numbers.
+    pub(crate) fn next_peer_id(&self) -> u64 {
+        self.next_peer_id.fetch_add(1, Ordering::Relaxed)
     }
 
     /// # Errors
@@ -317,6 +334,7 @@ impl Drop for Manager {
     /// itself be one of the engines, by a thread made for it.
     fn drop(&mut self) {
         self.events.close();
+        self.promoter.end();
         let Some(engines) = self.engines.take() else { return };
         let in_callback = in_callback() && !cfg!(loom_mutant = "teardown_waits_in_a_callback");
         if !in_callback && !engines.driver.is_engine_thread() {

@@ -100,6 +100,8 @@ counters! {
     bar_fallbacks,
     /// CPU maps.
     cpu_maps,
+    /// Peer maps, those that share what was mapped already included.
+    peer_maps,
     /// Windows made; a range that is shown already needs none.
     windows_made,
     /// Windows whose space was taken for others.

@@ -1,4 +1,4 @@
-//! The aperture: what of VRAM can be reached over the bus, by the CPU and by peer devices.
+//! The aperture: what of VRAM can be reached over the bus, by the CPU and by peer devices, and who may use how much of it.
 //!
 //! ```text
 //!   Bar::Prefix    BAR  ├──────────┤           the start of VRAM, always; nothing to program
@@ -63,7 +63,7 @@ pub use pinned::PinnedWindow;
 pub use window::Window;
 pub use zap::Zap;
 
-pub(crate) use ledger::{Account, AccountId, Candidate, Charge, Ledger, Over, PlaceKey, Wish};
+pub(crate) use ledger::{Account, AccountId, Charge, Ledger, Over, PlaceKey, Wish};
 pub(crate) use limits::{Marks, Rank};
 pub(crate) use of_buffer::BufferWindows;
 pub(crate) use pressure::{Admitted, Room};

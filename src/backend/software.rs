@@ -6,10 +6,11 @@
 //!                  └ the BAR: a prefix of it, or windows (`bar.rs`)
 //! ```
 
+use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use devpagemap_fence::Fence;
-use devpagemap_migrate::{Addr, CopyEngine, CpuEngine, MemoryMap, SoftwareEngine, VramAddr};
+use devpagemap_migrate::{Addr, CopyEngine, CpuEngine, MemoryMap, SoftwareEngine, SysAddr, VramAddr};
 
 use super::bar::SoftwareBar;
 use super::jobs::{JobMemory, Ring};
@@ -138,6 +139,35 @@ impl SoftwareGpu {
         self.bar("write through the BAR")?.write(addr, from)
     }
 
+    /// Reads this device's system memory, as a peer on the bus would.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] beyond its end, and when this GPU has not been built into a device.
+    pub fn read_system(&self, addr: SysAddr, into: &mut [u8]) -> Result<()> {
+        let start = self.system("read system memory", addr, into.len())?;
+        // SAFETY: `system` found so many bytes from `start` within the arena, which self keeps. They are reached through raw
+        // pointers only; what orders this access against copies and jobs are the fences that a peer has to wait for.
+        unsafe { std::ptr::copy_nonoverlapping(start.as_ptr(), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    /// Writes this device's system memory, as a peer on the bus would.
+    ///
+    /// # Errors
+    /// As [`SoftwareGpu::read_system`].
+    pub fn write_system(&self, addr: SysAddr, from: &[u8]) -> Result<()> {
+        let start = self.system("write system memory", addr, from.len())?;
+        // SAFETY: as in read_system.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), start.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    fn system(&self, action: &'static str, addr: SysAddr, len: usize) -> Result<NonNull<u8>> {
+        let refused = |reason: &str| Error::Driver { action, reason: reason.into() };
+        let memory = self.memory.get().ok_or_else(|| refused("this GPU belongs to no device"))?;
+        memory.resolve(Addr::System(addr), len as u64).ok_or_else(|| refused("it ends before that"))
+    }
+
     fn bar(&self, action: &'static str) -> Result<&SoftwareBar> {
         let no_device = || Error::Driver { action, reason: "this GPU belongs to no device".into() };
         self.bar.get().ok_or_else(no_device)
@@ -218,7 +248,7 @@ struct VramArena(Arc<Arena>);
 
 // SAFETY: Arena::address checks bounds, and the arena lives as long as self.
 unsafe impl MemoryMap for VramArena {
-    fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<std::ptr::NonNull<u8>> {
+    fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>> {
         match addr {
             Addr::Vram(VramAddr(offset)) => self.0.address(offset, len_bytes),
             Addr::System(_) => None,

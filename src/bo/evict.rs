@@ -124,7 +124,7 @@ impl Transaction<'_, '_, '_> {
     }
 
     /// Unlocks what was locked on the way and is neither a member nor a victim.
-    pub(super) fn unlock_bystanders(&mut self, victims: &[Victim]) {
+    pub(crate) fn unlock_bystanders(&mut self, victims: &[Victim]) {
         let set = self.exec.set_mut();
         let needed =
             |slot: &Slot| self.members.contains(slot) || victims.iter().any(|victim| victim.slot == *slot);

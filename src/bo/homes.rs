@@ -62,7 +62,7 @@ impl Transaction<'_, '_, '_> {
     }
 
     fn find_home(&mut self, slot: Slot, cleared: &Range<u64>, refuge: Refuge) -> Result<Option<Home>> {
-        self.exec.set_mut().reserve_fences(slot, 2)?;
+        self.reserve_fences(slot, 2)?;
         if let Some(taken) = self.take_elsewhere(slot, cleared) {
             return Ok(Some(Home { slot, taken, region: RegionKind::Vram }));
         }

@@ -27,7 +27,7 @@ impl Transaction<'_, '_, '_> {
             if member.id() == buffer.id() || !self.overlaps_vram(slot, &range) {
                 continue;
             }
-            self.exec.set_mut().reserve_fences(slot, FENCES_PER_BUFFER)?;
+            self.reserve_fences(slot, FENCES_PER_BUFFER)?;
             for place in places_outside(&self.manager.vram, &member, &range) {
                 match self.find(slot, &member, &place, Pass::Evicting) {
                     Ok(Some(found)) => {

@@ -10,6 +10,7 @@ mod placement;
 mod plan;
 mod reach;
 mod release;
+mod tags;
 mod validate;
 mod victims;
 mod weak;
@@ -22,5 +23,5 @@ pub use reach::CpuAccess;
 
 pub(crate) use object::{Away, BoState, BufferObject};
 pub(crate) use reach::CpuWish;
-pub(crate) use validate::Transaction;
+pub(crate) use validate::{Found, Pass, Transaction};
 pub(crate) use weak::WeakBuffer;

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage, levels, lockdep};
 
 use super::cpu_hint::CpuHint;
+use super::tags::{Tags, check_priority};
 use super::{Place, Placement};
-use crate::aperture::BufferWindows;
+use crate::aperture::{BufferWindows, P2p};
 use crate::client::ClientAccount;
 use crate::cpu::Caching;
 use crate::error::{Error, Result};
 use crate::manager::Manager;
-use crate::region::{PRIORITIES, RegionKind, Resource};
+use crate::region::{RegionKind, Resource};
+use crate::share::Peers;
 use crate::size::Size;
 
 /// What the manager keeps of a buffer.
@@ -29,8 +31,8 @@ pub(crate) struct BufferObject {
     size_bytes: u64,
     /// Rounded up to pages. Constant.
     pub(crate) footprint_bytes: u64,
-    /// 0 is evicted first. Constant.
-    priority: usize,
+    /// What the application says of it. Atomics.
+    pub(crate) tags: Tags,
     /// Constant.
     placement: Placement,
     /// The slowest caching that the CPU's mappings of it may have. Constant.
@@ -57,6 +59,10 @@ pub(crate) struct BoState {
     /// they stay when they have signalled, because a failure among them means that the bytes are lost. Every move needs the
     /// arrival before it, so a failure is handed on and the last one is enough.
     pub(crate) arrival: FenceSet,
+    /// How often it has been given another place: names the one it has.
+    pub(crate) generation: u64,
+    /// Who maps it from other devices.
+    pub(crate) peers: Peers,
     /// Where the BAR shows parts of `resource`.
     pub(crate) windows: BufferWindows,
 }
@@ -96,7 +102,7 @@ impl BufferObject {
     }
 
     pub(crate) fn priority(&self) -> usize {
-        self.priority
+        self.tags.priority()
     }
 
     pub(crate) fn placement(&self) -> &Placement {
@@ -126,10 +132,17 @@ impl Drop for BufferObject {
         let mut fences = self.reservation.fences(Usage::Bookkeep);
         #[cfg(loom_mutant = "dead_bytes_lose_their_fences")]
         let mut fences = FenceSet::new();
-        let windows = std::mem::take(&mut self.reservation.get_mut().windows);
+        let state = self.reservation.get_mut();
+        #[cfg(not(loom_mutant = "dead_bytes_lose_their_fences"))]
+        fences.merge(&state.peers.departed());
+        if state.peers.away {
+            self.manager.promoter.forget(self.id, &mut Held::in_destructor());
+        }
+        let windows = std::mem::take(&mut state.windows);
         fences.merge(&self.manager.hide_windows(windows, &mut Held::in_destructor()));
-        if let Some(resource) = self.reservation.get_mut().resource.take() {
+        if let Some(resource) = state.resource.take() {
             self.manager.retire(resource, fences);
+            self.manager.promoter.poke();
         }
         self.manager.counters.destroyed(self.size_bytes);
     }
@@ -234,12 +247,13 @@ pub struct BufferBuilder {
     places: Vec<Place>,
     priority: usize,
     caching: Caching,
+    p2p: P2p,
 }
 
 impl BufferBuilder {
     pub(crate) fn new(manager: Arc<Manager>, client: Arc<ClientAccount>, size: Size) -> BufferBuilder {
-        let caching = Caching::Cached;
-        BufferBuilder { manager, client, size, name: None, places: Vec::new(), priority: 1, caching }
+        let (caching, p2p) = (Caching::Cached, P2p::default());
+        BufferBuilder { manager, client, size, name: None, places: Vec::new(), priority: 1, caching, p2p }
     }
 
     /// A name for people: in traces, reports and errors.
@@ -269,6 +283,11 @@ impl BufferBuilder {
         BufferBuilder { caching: Caching::WriteCombined, ..self }
     }
 
+    /// What other devices may do with it through the BAR; [`P2p::Allowed`] unless told otherwise.
+    pub fn p2p(self, p2p: P2p) -> BufferBuilder {
+        BufferBuilder { p2p, ..self }
+    }
+
     /// Creates the buffer. It occupies nothing until its first use, and reads as zeros.
     ///
     /// # Errors
@@ -277,10 +296,7 @@ impl BufferBuilder {
     pub fn create(self) -> Result<Buffer> {
         let size_bytes = self.size.as_bytes();
         let footprint_bytes = checked_footprint(size_bytes)?;
-        if self.priority >= PRIORITIES {
-            let why = format!("priority {} is not one of 0 to {}", self.priority, PRIORITIES - 1);
-            return Err(Error::InvalidPlacement { why });
-        }
+        check_priority(self.priority)?;
         let places = if self.places.is_empty() { vec![Place::VRAM] } else { self.places };
         let placement = Placement::new(places)?;
         self.manager.check_fits_somewhere(&placement, footprint_bytes)?;
@@ -292,7 +308,7 @@ impl BufferBuilder {
             name: self.name,
             size_bytes,
             footprint_bytes,
-            priority: self.priority,
+            tags: Tags::new(self.priority, self.p2p),
             placement,
             caching: self.caching,
             evictions: AtomicU64::new(0),

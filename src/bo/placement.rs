@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use devpagemap_allocator::PAGE_BYTES;
 
+use crate::aperture::Bar;
 use crate::error::{Error, Result};
 use crate::region::RegionKind;
 
@@ -144,6 +145,39 @@ impl Placement {
             RegionKind::Gtt | RegionKind::System => place,
         });
         Placement { places: places.collect() }
+    }
+
+    /// The VRAM of these places, as far as a BAR of this shape can show it; `None` when none is in VRAM.
+    pub(crate) fn for_peers(&self, bar: Bar) -> Option<Placement> {
+        let in_vram = self.in_vram()?;
+        let shown = |place: Place| match bar {
+            Bar::Prefix(_) => place.visible(),
+            Bar::Windows(_) => place,
+        };
+        Some(Placement { places: in_vram.places.into_iter().map(shown).collect() })
+    }
+
+    /// The same places where they cost no eviction.
+    pub(crate) fn if_free(self) -> Placement {
+        let free = |place: Place| Place { desired: true, fallback: false, ..place };
+        Placement { places: self.places.into_iter().map(free).collect() }
+    }
+
+    /// System memory, for a buffer that has to leave VRAM: such as the GPU can reach, if these places have that and it can be had
+    /// without evicting anybody.
+    pub(crate) fn beside_vram(&self) -> Placement {
+        let gtt = self.allows(RegionKind::Gtt).then(|| Place::GTT.desired());
+        Placement { places: gtt.into_iter().chain([Place::SYSTEM]).collect() }
+    }
+
+    /// Whether a place is in `region`.
+    pub(crate) fn allows(&self, region: RegionKind) -> bool {
+        self.places.iter().any(|place| place.region == region)
+    }
+
+    /// Whether the best place is in VRAM.
+    pub(crate) fn prefers_vram(&self) -> bool {
+        self.places.first().is_some_and(|place| place.region == RegionKind::Vram)
     }
 
     /// The same preferences for a buffer that has to be in VRAM; `None` when it may not be there.

@@ -20,6 +20,7 @@ use super::{Away, BufferObject, Place, Placement};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::region::{Node, Pin, RegionKind, Resource};
+use crate::share::InvalidateReason;
 use crate::stats::Counters;
 
 /// Fences that one transaction may attach to one buffer: a move, its rebind, a job, and an eviction's move and rebind.
@@ -33,6 +34,8 @@ pub(crate) struct Transaction<'t, 'h, 'o> {
     pub(crate) members: Vec<Slot>,
     /// Why what is copied now is copied, if for the sake of visibility.
     pub(super) moving_for: Option<&'static str>,
+    /// What importers are told when a buffer moves.
+    pub(crate) reason: InvalidateReason,
 }
 
 /// Who may have to move for a place.
@@ -76,7 +79,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         exec: &'t mut Exec<'h, 'o, BufferObject>,
         members: Vec<Slot>,
     ) -> Self {
-        Transaction { manager, exec, members, moving_for: None }
+        Transaction { manager, exec, members, moving_for: None, reason: InvalidateReason::Moved }
     }
 
     /// The slot of the caller's `index`th buffer.
@@ -101,7 +104,10 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         lockdep::might_evict();
         let buffer = self.exec.set().arc(slot);
         self.exec.set().state(slot).check_not_lost()?;
-        self.exec.set_mut().reserve_fences(slot, FENCES_PER_BUFFER)?;
+        self.reserve_fences(slot, FENCES_PER_BUFFER)?;
+        if self.is_kept_by_peers(slot, placement) {
+            return Ok(());
+        }
         let mut refused = None;
         for pass in passes.iter().copied() {
             for place in placement.places().iter().filter(|place| pass.considers(place)) {
@@ -120,6 +126,13 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
             }
         }
         Err(refused.unwrap_or_else(|| self.nothing_free(&buffer, placement)))
+    }
+
+    /// Makes room for `count` fences, and for those of the importers that a move has to tell.
+    pub(crate) fn reserve_fences(&mut self, slot: Slot, count: usize) -> Result<()> {
+        let set = self.exec.set_mut();
+        let importers = set.state(slot).peers.fence_slots();
+        Ok(set.reserve_fences(slot, count + importers)?)
     }
 
     /// Why a buffer whose places are all DESIRED got none: nobody may be evicted for it.
@@ -177,7 +190,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         }
     }
 
-    pub(super) fn find(
+    pub(crate) fn find(
         &mut self,
         slot: Slot,
         buffer: &Arc<BufferObject>,
@@ -287,9 +300,9 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         (away != Away::Evicted).then_some("visibility: came back to VRAM, which it had left for visibility")
     }
 
-    /// Queues the copy into `new` behind all users of the buffer and of the new space, and swaps the resource. Returns the
-    /// old one, which is the caller's to give back, and the copy's fence.
-    pub(super) fn queue_bytes(
+    /// Tells importers, queues the copy into `new` behind all users of the buffer and of the new space, and swaps the resource.
+    /// Returns the old one, which is the caller's to give back, and the copy's fence.
+    pub(crate) fn queue_bytes(
         &mut self,
         slot: Slot,
         buffer: &Arc<BufferObject>,
@@ -297,12 +310,15 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         mut after: FenceSet,
         urgency: Urgency,
     ) -> (Option<Resource>, Fence) {
+        after.merge(&self.invalidate_peers(slot, self.reason));
         let windows = std::mem::take(&mut self.exec.set_mut().state_mut(slot).windows);
         after.merge(&self.manager.hide_windows(windows, &mut self.exec.split().1));
         let needs = self.exec.set().state(slot).arrival.clone();
         #[cfg(not(loom_mutant = "copy_overtakes_the_writer"))]
         after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));
-        let old = self.exec.set_mut().state_mut(slot).resource.take();
+        let state = self.exec.set_mut().state_mut(slot);
+        state.generation += 1;
+        let old = state.resource.take();
         let operation = match &old {
             Some(old) => Operation::Copy { src: old.extents.clone(), dst: new.extents.clone() },
             None => Operation::Clear { dst: new.extents.clone() },

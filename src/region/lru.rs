@@ -38,7 +38,7 @@ pub(crate) struct Node {
     pub(crate) spans: Vec<Span>,
     /// How much it occupies. Constant.
     pub(crate) len_bytes: u64,
-    /// 0 is evicted first. Constant while resident.
+    /// 0 is evicted first. The region lock.
     pub(crate) priority: usize,
     /// Whether the CPU worked on it when it was last touched. The region lock.
     pub(crate) cpu_works_on_it: bool,
@@ -127,6 +127,18 @@ impl Lru {
         self.nodes[key].cpu_works_on_it = cpu_works_on_it;
         if self.nodes[key].pins == 0 {
             self.unlink(key);
+            self.link_last(key);
+        }
+    }
+
+    /// Gives it another priority, as the most recently used of that.
+    pub(crate) fn set_priority(&mut self, NodeKey(key): NodeKey, priority: usize) {
+        let pinned = self.nodes[key].pins > 0;
+        if !pinned {
+            self.unlink(key);
+        }
+        self.nodes[key].priority = priority.min(PRIORITIES - 1);
+        if !pinned {
             self.link_last(key);
         }
     }
@@ -238,6 +250,20 @@ mod tests {
         assert_eq!(order(&lru), [2]);
         lru.unpin(pinned);
         assert_eq!((order(&lru), lru.pinned_bytes()), (vec![2, 1], 0));
+    }
+
+    #[test]
+    fn another_priority_takes_effect_at_once_or_when_the_last_pin_ends() {
+        let mut lru = Lru::default();
+        let keys: Vec<_> = (0..3).map(|id| lru.insert(node(id, 1))).collect();
+        lru.set_priority(keys[0], 3);
+        lru.set_priority(keys[2], 0);
+        assert_eq!(order(&lru), [2, 1, 0]);
+        lru.pin(keys[1]);
+        lru.set_priority(keys[1], 0);
+        assert_eq!(order(&lru), [2, 0]);
+        lru.unpin(keys[1]);
+        assert_eq!(order(&lru), [2, 1, 0]);
     }
 
     #[test]

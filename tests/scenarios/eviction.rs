@@ -51,6 +51,23 @@ fn a_lower_priority_goes_before_an_older_buffer() {
 }
 
 #[test]
+fn another_priority_counts_for_the_next_eviction_and_moves_nothing() {
+    let device = device(3);
+    let [a, b, c] = [1, 2, 3].map(|seed| filled(&device, 1, seed));
+    a.set_priority(3).expect("a priority");
+    c.set_priority(0).expect("a priority");
+    assert_eq!([a.priority(), b.priority(), c.priority()], [3, 1, 0]);
+    assert_eq!(device.stats().evictions, 0);
+    let _newcomer = filled(&device, 1, 4);
+    assert_eq!([a.evictions(), b.evictions(), c.evictions()], [0, 0, 1]);
+    let _another = filled(&device, 1, 5);
+    assert_eq!([a.evictions(), b.evictions(), c.evictions()], [0, 1, 1]);
+    let refused = a.set_priority(4);
+    assert!(matches!(refused, Err(Error::InvalidPlacement { .. })), "{refused:?}");
+    assert_eq!(a.priority(), 3);
+}
+
+#[test]
 fn victims_get_their_bytes_back_unharmed() {
     let device = device(4);
     let buffers: Vec<_> = (0..6).map(|seed| filled(&device, 2, seed)).collect();

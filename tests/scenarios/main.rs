@@ -3,6 +3,7 @@
 
 mod contention;
 mod cpu_access;
+mod demotion;
 mod dense_cpu_access;
 mod determinism;
 mod events;
@@ -13,7 +14,9 @@ mod model;
 mod pipelining;
 mod reach;
 mod relocation;
+
 #[path = "../setup/mod.rs"]
 mod setup;
+mod sharing;
 mod validate;
 mod windows;

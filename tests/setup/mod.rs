@@ -1,6 +1,7 @@
 //! Devices, buffers and jobs as the scenarios need them.
 
 pub mod gate;
+pub mod importer;
 pub mod jobs;
 pub mod numbers;
 pub mod pattern;

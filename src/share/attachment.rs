@@ -1,0 +1,266 @@
+//! Attachments: one importer's interest in one buffer, and the list of them that the buffer keeps.
+//!
+//! The list is part of the buffer's state, under its reservation. Handles come and go without it: what they leave behind is
+//! found and forgotten by whoever looks at the list next.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use devpagemap_fence::sync::atomic::{AtomicBool, Ordering};
+use devpagemap_fence::{Fence, FenceSet, Held, Lock, Usage, levels, lockdep};
+
+use super::importer::{Joined, Peer};
+use super::peer_map::Mapped;
+use crate::aperture::Admitted;
+use crate::bo::Buffer;
+use crate::error::{Error, Result};
+use crate::submit::Access;
+
+/// What all who have to do with one attachment share.
+pub(crate) struct Attached {
+    /// Unique on its device. Constant.
+    pub(super) id: u64,
+    /// Constant.
+    pub(super) joined: Arc<Joined>,
+    /// Whether the [`Attachment`] is gone. Atomic.
+    detached: AtomicBool,
+    /// Its own lock.
+    leavings: Lock<levels::Aperture, Leavings>,
+}
+
+/// What there is of an attachment besides maps.
+#[derive(Debug, Default)]
+struct Leavings {
+    /// Until when holders of maps that are gone still use the buffer's bytes.
+    departed: FenceSet,
+    /// Pages of the BAR that are kept since the buffer was promoted, until the importer maps it again.
+    kept: Vec<Admitted>,
+}
+
+impl Attached {
+    /// A holder goes who uses the bytes until `fences` have signalled.
+    pub(super) fn departs(&self, fences: &FenceSet) {
+        let mut held = Held::in_destructor();
+        let mut leavings = self.leavings.lock(&mut held);
+        leavings.departed.prune();
+        leavings.departed.merge(fences);
+    }
+
+    fn departed(&self) -> FenceSet {
+        let mut held = Held::in_destructor();
+        let mut leavings = self.leavings.lock(&mut held);
+        leavings.departed.prune();
+        leavings.departed.clone()
+    }
+
+    /// Keeps pages for the importer's next map. Back they come when there will be none.
+    pub(super) fn keep(&self, admitted: Admitted) -> Option<Admitted> {
+        let mut held = Held::in_destructor();
+        let mut leavings = self.leavings.lock(&mut held);
+        if self.is_detached() {
+            return Some(admitted);
+        }
+        leavings.kept.push(admitted);
+        None
+    }
+
+    /// What was kept; the caller gives it back.
+    pub(super) fn take_kept(&self) -> Vec<Admitted> {
+        let mut held = Held::in_destructor();
+        std::mem::take(&mut self.leavings.lock(&mut held).kept)
+    }
+
+    fn has_kept(&self) -> bool {
+        !self.leavings.lock(&mut Held::in_destructor()).kept.is_empty()
+    }
+
+    /// Whether nobody can map with it any more.
+    pub(super) fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Acquire)
+    }
+
+    fn has_left(&self) -> bool {
+        self.is_detached() && self.departed().is_empty()
+    }
+}
+
+/// One importer's interest in one buffer. It maps nothing by itself; maps outlive it.
+pub struct Attachment {
+    pub(super) attached: Arc<Attached>,
+    pub(super) buffer: Buffer,
+}
+
+impl Buffer {
+    /// Attaches an importer that has joined this buffer's device.
+    ///
+    /// # Errors
+    /// [`Error::ForeignPeer`] for one that has joined another device.
+    pub fn attach(&self, peer: &Peer) -> Result<Attachment> {
+        let manager = &self.0.manager;
+        if !Arc::ptr_eq(manager, &peer.manager) {
+            return Err(Error::ForeignPeer { importer: peer.joined.name.clone() });
+        }
+        let attached = Attached {
+            id: manager.next_peer_id(),
+            joined: peer.joined.clone(),
+            detached: AtomicBool::new(false),
+            leavings: Lock::new("attachment", Leavings::default()),
+        };
+        Ok(Attachment { attached: Arc::new(attached), buffer: self.clone() })
+    }
+}
+
+impl Attachment {
+    /// Unique on its device; never reused.
+    pub fn id(&self) -> u64 {
+        self.attached.id
+    }
+
+    /// The buffer.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// Adds work of the importer's to the buffer's fences: jobs and moves of the buffer queue behind it, as behind any other work.
+    ///
+    /// # Errors
+    /// [`Error::FenceSlots`] when there is no memory for one more fence.
+    pub fn add_fence(&self, fence: &Fence, access: Access) -> Result<()> {
+        let mut held = Held::enter();
+        let mut state = self.buffer.0.reservation.lock(&mut held);
+        state.reserve_fences(1)?;
+        let usage = match access {
+            Access::Read => Usage::Read,
+            Access::Write => Usage::Write,
+        };
+        state.add_fence(fence.clone(), usage);
+        Ok(())
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        lockdep::might_lock::<levels::Aperture>("BAR ledger");
+        // First: who wants to keep pages for it from now on is told so.
+        self.attached.detached.store(true, Ordering::Release);
+        for Admitted { charge, after } in self.attached.take_kept() {
+            self.buffer.0.manager.give_up_bar(charge, after);
+        }
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment")
+            .field("id", &self.attached.id)
+            .field("importer", &self.attached.joined.name)
+            .field("buffer", &self.buffer.id())
+            .finish()
+    }
+}
+
+/// Maps by the range that they show.
+type Maps = BTreeMap<(u64, u64), Arc<Mapped>>;
+
+/// An attachment that has maps, or had.
+struct Entry {
+    attached: Arc<Attached>,
+    maps: Maps,
+    /// Dead maps are looked for when there are so many.
+    sweep_at: usize,
+}
+
+/// Below this many maps of one attachment none is looked at for being dead.
+const FEW: usize = 16;
+
+/// The attachments of one buffer. All under its reservation; a buffer that was never mapped by a peer has none.
+#[derive(Default)]
+pub(crate) struct Peers {
+    entries: Vec<Entry>,
+    /// Whether it is in system memory only because the BAR had no room: it waits for its [promotion](super::promote).
+    pub(crate) away: bool,
+}
+
+/// An attachment whose importer has to be told, and its maps that have just been marked.
+pub(super) struct Ended {
+    pub(super) attached: Arc<Attached>,
+    pub(super) maps: Vec<Arc<Mapped>>,
+    /// Pages that it has without a map.
+    pub(super) kept: Vec<Admitted>,
+}
+
+impl Peers {
+    /// How many fences one move of the buffer may get from importers.
+    pub(crate) fn fence_slots(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// One holder more of a live map of exactly this range.
+    pub(super) fn share(&self, attached: &Attached, range: &Range<u64>) -> Option<Arc<Mapped>> {
+        let entry = self.entries.iter().find(|entry| entry.attached.id == attached.id)?;
+        entry.maps.get(&(range.start, range.end)).filter(|mapped| mapped.share()).cloned()
+    }
+
+    /// Keeps a new map, in the place of a dead one of its range.
+    pub(super) fn keep(&mut self, mapped: Arc<Mapped>) {
+        let entry = self.entry(&mapped.attached);
+        if entry.maps.len() >= entry.sweep_at {
+            entry.maps.retain(|_, mapped| mapped.is_live());
+            entry.sweep_at = FEW.max(2 * entry.maps.len());
+        }
+        entry.maps.insert((mapped.range.start, mapped.range.end), mapped);
+    }
+
+    fn entry(&mut self, attached: &Arc<Attached>) -> &mut Entry {
+        let known = self.entries.iter().position(|entry| entry.attached.id == attached.id);
+        let index = known.unwrap_or_else(|| {
+            self.entries
+                .retain(|entry| !entry.attached.has_left() || entry.maps.values().any(|map| map.is_live()));
+            self.entries.push(Entry { attached: attached.clone(), maps: Maps::new(), sweep_at: FEW });
+            self.entries.len() - 1
+        });
+        &mut self.entries[index]
+    }
+
+    /// The live maps of all attachments.
+    pub(super) fn live(&self) -> impl Iterator<Item = &Arc<Mapped>> {
+        self.entries.iter().flat_map(|entry| entry.maps.values()).filter(|mapped| mapped.is_live())
+    }
+
+    /// Marks every map, and takes what was kept for others to come. Who is still there has to be told.
+    pub(super) fn make_stale(&mut self) -> Vec<Ended> {
+        let ended = self.entries.iter_mut().map(|entry| {
+            let maps = std::mem::take(&mut entry.maps).into_values();
+            let maps = maps.filter(|mapped| mapped.make_stale()).collect();
+            Ended { attached: entry.attached.clone(), maps, kept: entry.attached.take_kept() }
+        });
+        ended.filter(|ended| !ended.maps.is_empty() || !ended.kept.is_empty()).collect()
+    }
+
+    /// Whether importers have it in the BAR, or will map it there.
+    pub(super) fn hold_bar(&self) -> bool {
+        self.live().any(|mapped| mapped.why_system.is_none())
+            || self.entries.iter().any(|entry| entry.attached.has_kept())
+    }
+
+    /// Whether an importer has it in system memory; other than that of `attached`, if that is given.
+    pub(super) fn hold_system(&self, but: Option<&Attached>) -> bool {
+        let is_other = |mapped: &Mapped| but.is_none_or(|but| mapped.attached.id != but.id);
+        self.live().any(|mapped| mapped.why_system.is_some() && is_other(mapped))
+    }
+
+    /// Until when holders that are gone use the buffer's bytes. To be asked for after [`Peers::make_stale`].
+    pub(crate) fn departed(&self) -> FenceSet {
+        let mut departed = FenceSet::new();
+        self.entries.iter().for_each(|entry| departed.merge(&entry.attached.departed()));
+        departed
+    }
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Peers({} attachments)", self.entries.len())
+    }
+}

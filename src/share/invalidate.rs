@@ -1,0 +1,78 @@
+//! Telling importers to let go, before a buffer's bytes move or its part of the BAR goes.
+
+use std::sync::Arc;
+
+use devpagemap_fence::{FenceSet, Slot, Usage, lockdep};
+
+use super::importer::{InvalidateReason, Invalidated};
+use crate::aperture::{Charge, P2p};
+use crate::bo::Transaction;
+
+/// What maps that were ended leave behind.
+#[derive(Default)]
+pub(super) struct EndedMaps {
+    /// Until when somebody may use the buffer's bytes.
+    pub(super) until: FenceSet,
+    /// What they had of the BAR, each with until when it is in use: to be given back.
+    pub(super) charges: Vec<(Charge, FenceSet)>,
+    /// Whose they were.
+    pub(super) importers: Vec<Arc<str>>,
+}
+
+impl Transaction<'_, '_, '_> {
+    /// Ends every map of the buffer in `slot`, because it moves or because of `reason`. Whoever touches its bytes from now on waits
+    /// for the importers: their fences are in its reservation, in slots that the caller has
+    /// [reserved](Transaction::reserve_fences). Returns all of them, and those of holders that had gone before.
+    pub(crate) fn invalidate_peers(&mut self, slot: Slot, reason: InvalidateReason) -> FenceSet {
+        let EndedMaps { until, charges, .. } = self.end_maps(slot, reason);
+        for (charge, until) in charges {
+            self.manager.give_up_bar(charge, until);
+        }
+        until
+    }
+
+    /// As [`invalidate_peers`](Transaction::invalidate_peers); what the maps had of the BAR is the caller's to give back.
+    pub(super) fn end_maps(&mut self, slot: Slot, reason: InvalidateReason) -> EndedMaps {
+        let mut left = EndedMaps::default();
+        let peers = &mut self.exec.set_mut().state_mut(slot).peers;
+        if peers.fence_slots() == 0 {
+            return left;
+        }
+        let ended = peers.make_stale();
+        left.until = peers.departed();
+        let buffer = self.exec.set().object(slot).id();
+        for ended in ended {
+            left.charges.extend(ended.kept.into_iter().map(|kept| (kept.charge, kept.after)));
+            if ended.maps.is_empty() {
+                continue;
+            }
+            lockdep::assert_may_signal();
+            let what = Invalidated { buffer, attachment: ended.attached.id, reason };
+            let fence = ended.attached.joined.invalidate(&what);
+            if let Some(fence) = &fence {
+                self.exec.set_mut().add_fence(slot, fence.clone(), Usage::Bookkeep);
+                left.until.add(fence.clone());
+            }
+            for mapped in &ended.maps {
+                let (charge, until) = mapped.take_holdings(fence.as_ref());
+                left.charges.extend(charge.map(|charge| (charge, until)));
+            }
+            left.importers.push(ended.attached.joined.name.clone());
+            tracing::debug!(buffer, importer = &*ended.attached.joined.name, ?reason, "invalidated");
+        }
+        left
+    }
+
+    /// Ends the maps of a buffer that is tagged `p2p` from now on, if they are not what that allows.
+    pub(crate) fn end_maps_against(&mut self, slot: Slot, p2p: P2p) {
+        let peers = &self.exec.set().state(slot).peers;
+        let against = match p2p {
+            P2p::Never => peers.hold_bar(),
+            P2p::Require => peers.hold_system(None),
+            P2p::Allowed | P2p::Prefer => false,
+        };
+        if against {
+            self.invalidate_peers(slot, InvalidateReason::Retagged);
+        }
+    }
+}

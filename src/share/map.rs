@@ -1,0 +1,401 @@
+//! Mapping a range for an importer: which way it takes, and what happens when there is no room for it in the BAR.
+//!
+//! ```text
+//!   a live map of this range? ─ yes ─► share it
+//!     │ no
+//!   may it be in the BAR? ─ no ────────────────────────────────────────────────┐
+//!     │ yes                                                                    │
+//!   admitted by the ledger? ─ over a limit ─► demote others, ask again ─ no ─┐  │
+//!     │ yes                                                                 │  │
+//!   brought to where the BAR shows it? ─ no room ─► pages given back ───────┤  │
+//!     │ yes                                        refuse, if that was asked ◄┘  │
+//!   BAR addresses                                     else fall back ─►  system addresses
+//! ```
+//!
+//! A buffer is in one place for everybody. So an importer that falls back takes the others along, and who comes to a buffer that
+//! others have mapped in system memory joins them there: the buffer does not go to and fro between them. It comes back for
+//! all of them together (`promote.rs`).
+
+use std::ops::Range;
+use std::slice;
+use std::sync::Arc;
+
+use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_fence::{FenceSet, Slot};
+
+use super::attachment::{Attached, Attachment};
+use super::peer_map::{Mapped, NewMap, PeerExtent, PeerMap, page_count, pages_of};
+use crate::aperture::{Admitted, Bar, OnPressure, Over, P2p, PlaceKey, Window, Wish};
+use crate::bo::{BufferObject, Transaction, WeakBuffer};
+use crate::error::{Error, Result};
+use crate::events::{Event, PeerReason};
+use crate::region::{RegionKind, Resource};
+use crate::stats::Counters;
+
+/// A map to be, made by [`Attachment::request`].
+#[must_use = "a request maps nothing until `map`"]
+#[derive(Debug)]
+pub struct PeerMapRequest<'a> {
+    attachment: &'a Attachment,
+    range: Range<u64>,
+    on_pressure: OnPressure,
+}
+
+impl Attachment {
+    /// Maps a range of the buffer, in bytes, of which whole pages are mapped. As [`request`](Attachment::request) with
+    /// [`OnPressure::Demote`].
+    ///
+    /// # Errors
+    /// As [`PeerMapRequest::map`].
+    pub fn map(&self, range: Range<u64>) -> Result<PeerMap> {
+        self.request(range).map()
+    }
+
+    /// Describes a map of a range of the buffer, in bytes, of which whole pages are mapped.
+    pub fn request(&self, range: Range<u64>) -> PeerMapRequest<'_> {
+        PeerMapRequest { attachment: self, range, on_pressure: OnPressure::default() }
+    }
+}
+
+impl PeerMapRequest<'_> {
+    /// What happens when the BAR has no room for it. A buffer that is [`P2p::Require`] never falls back, whatever is said here.
+    pub fn on_pressure(self, on_pressure: OnPressure) -> Self {
+        PeerMapRequest { on_pressure, ..self }
+    }
+
+    /// Maps. A range that this attachment has mapped already is shared, whatever became of it when it was mapped. Waits for no copy
+    /// and no fence.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSize`] for an empty range, [`Error::OutOfBounds`], [`Error::FenceFailed`] when the buffer's bytes are lost;
+    /// [`Error::ApertureFull`], or why VRAM has no room where the BAR shows it, when it may not fall back;
+    /// [`Error::NotPeerCapable`] for a buffer that is [`P2p::Require`] and may not be in VRAM; [`Error::Exhausted`] when there is
+    /// no system memory to fall back to, [`Error::Pinned`] when the buffer may not move.
+    pub fn map(self) -> Result<PeerMap> {
+        let buffer = &self.attachment.buffer;
+        let asked = Asked {
+            attached: &self.attachment.attached,
+            buffer: &buffer.0,
+            range: whole_pages(&self.range, buffer.size().as_bytes())?,
+            on_pressure: self.on_pressure,
+        };
+        let manager = &buffer.0.manager;
+        let mapped = manager.transact(slice::from_ref(&buffer.0), |transaction| {
+            let slot = transaction.member(0);
+            let mapped = transaction.map_for_peer(slot, &asked)?;
+            transaction.touch_members();
+            Ok(PeerMap::new(mapped, buffer.clone()))
+        })?;
+        Counters::count(&manager.counters.peer_maps);
+        Ok(mapped)
+    }
+}
+
+/// # Errors
+/// For a range that is nothing, or beyond the end.
+fn whole_pages(range: &Range<u64>, size_bytes: u64) -> Result<Range<u64>> {
+    let len_bytes = range.end.saturating_sub(range.start);
+    if len_bytes == 0 {
+        return Err(Error::InvalidSize { what: "a peer map", bytes: 0, why: "is nothing" });
+    }
+    if range.end > size_bytes {
+        return Err(Error::OutOfBounds { offset_bytes: range.start, len_bytes, size_bytes });
+    }
+    let start = range.start - range.start % PAGE_BYTES;
+    Ok(start..range.end.next_multiple_of(PAGE_BYTES))
+}
+
+/// What one importer wants of one buffer.
+pub(super) struct Asked<'a> {
+    pub(super) attached: &'a Arc<Attached>,
+    pub(super) buffer: &'a Arc<BufferObject>,
+    /// In whole pages.
+    pub(super) range: Range<u64>,
+    pub(super) on_pressure: OnPressure,
+}
+
+impl Asked<'_> {
+    /// What the ledger is asked for, about the buffer's place of `generation`.
+    pub(super) fn wish(&self, generation: u64) -> Wish {
+        wish(self.buffer, self.attached, &self.range, generation)
+    }
+
+    fn fell_back(&self, reason: PeerReason, missing_pages: u64) -> Event {
+        let (buffer, importer) = (self.buffer.id(), self.attached.joined.name.clone());
+        Event::FellBack { buffer, importer, reason, missing_pages }
+    }
+}
+
+pub(super) fn wish(
+    buffer: &Arc<BufferObject>,
+    attached: &Attached,
+    range: &Range<u64>,
+    generation: u64,
+) -> Wish {
+    Wish {
+        place: PlaceKey { buffer: buffer.id(), generation },
+        pages: pages_of(range),
+        importer: attached.joined.account.id,
+        client: buffer.client.id(),
+        rank: buffer.tags.rank(),
+        buffer: WeakBuffer::of(buffer),
+    }
+}
+
+/// What a map in the BAR has.
+struct InBar {
+    admitted: Admitted,
+    /// Where the BAR has windows.
+    window: Option<Window>,
+}
+
+/// Why a map that may be in the BAR is not.
+pub(super) enum Denied {
+    /// The ledger has no room.
+    Over(Over),
+    /// It cannot be brought to where the BAR shows it, or nothing at all can be done.
+    Place(Error),
+}
+
+impl Transaction<'_, '_, '_> {
+    fn map_for_peer(&mut self, slot: Slot, asked: &Asked<'_>) -> Result<Arc<Mapped>> {
+        let state = self.exec.set().state(slot);
+        state.check_not_lost()?;
+        if let Some(shared) = state.peers.share(asked.attached, &asked.range) {
+            return Ok(shared);
+        }
+        if let Some(reason) = self.why_not_in_bar(slot, asked)? {
+            return self.map_in_system(slot, asked, reason, 0);
+        }
+        match self.take_bar(slot, asked) {
+            Ok(in_bar) => Ok(self.map_in_bar(slot, asked, in_bar)),
+            Err(denied) => self.do_without(slot, asked, denied),
+        }
+    }
+
+    /// Why the BAR is out of the question, before asking whether it has room.
+    fn why_not_in_bar(&self, slot: Slot, asked: &Asked<'_>) -> Result<Option<PeerReason>> {
+        let (state, placement) = (self.exec.set().state(slot), asked.buffer.placement());
+        let p2p = asked.buffer.tags.p2p();
+        if p2p == P2p::Never {
+            return Ok(Some(PeerReason::Never));
+        }
+        if placement.in_vram().is_none() {
+            return match p2p {
+                P2p::Require => Err(Error::NotPeerCapable {
+                    buffer: asked.buffer.id(),
+                    why: "its placement does not allow VRAM, and its peers may not do with less",
+                }),
+                _ => Ok(Some(PeerReason::LivesInSystemMemory)),
+            };
+        }
+        if p2p != P2p::Require && state.peers.hold_system(Some(asked.attached)) {
+            return Ok(Some(PeerReason::SharedInSystemMemory));
+        }
+        let is_in_vram = state.resource.as_ref().is_some_and(|resource| resource.region == RegionKind::Vram);
+        let lives_in_system = p2p == P2p::Allowed && !is_in_vram && !placement.prefers_vram();
+        Ok(lives_in_system.then_some(PeerReason::LivesInSystemMemory))
+    }
+
+    /// Pages in the ledger, the buffer where the BAR can show it, and a window where it takes one.
+    fn take_bar(&mut self, slot: Slot, asked: &Asked<'_>) -> Result<InBar, Denied> {
+        let moves = !self.is_shown(slot, &asked.range);
+        if !moves {
+            self.name_bar_pages_anew(slot);
+        }
+        // A move gives it the next generation, and these pages are of that one.
+        let generation = self.exec.set().state(slot).generation + u64::from(moves);
+        let admitted = self.admit(asked, &asked.wish(generation))?;
+        match self.bring_into_bar(slot, asked, moves) {
+            Ok(window) => {
+                debug_assert_eq!(self.exec.set().state(slot).generation, generation, "one move, or none");
+                Ok(InBar { admitted, window })
+            }
+            Err(error) => {
+                let (_, mut held) = self.exec.split();
+                self.manager.release_peer(admitted.charge, admitted.after, &mut held);
+                Err(Denied::Place(error))
+            }
+        }
+    }
+
+    /// Where the BAR has windows, a buffer that nobody maps may be shown by other BAR pages than before, while former users of
+    /// those are not done.
+    fn name_bar_pages_anew(&mut self, slot: Slot) {
+        let state = self.exec.set_mut().state_mut(slot);
+        if matches!(self.manager.windows.bar(), Bar::Windows(_)) && !state.peers.hold_bar() {
+            state.generation += 1;
+        }
+    }
+
+    fn bring_into_bar(&mut self, slot: Slot, asked: &Asked<'_>, moves: bool) -> Result<Option<Window>> {
+        let bar = self.manager.windows.bar();
+        if moves {
+            let shown = asked.buffer.placement().for_peers(bar);
+            self.validate(slot, &shown.expect("who may not be in VRAM does not get here"))?;
+        }
+        match bar {
+            Bar::Prefix(_) => Ok(None),
+            Bar::Windows(_) => self.show(slot, asked.range.clone()).map(Some),
+        }
+    }
+
+    fn admit(&mut self, asked: &Asked<'_>, wish: &Wish) -> Result<Admitted, Denied> {
+        let manager = self.manager;
+        let mut room = manager.room();
+        loop {
+            let (_, mut held) = self.exec.split();
+            let over = match manager.admit_peer(wish, &mut room, &mut held) {
+                Ok(admitted) => return Ok(admitted),
+                Err(over) => over,
+            };
+            let others_make_way = asked.on_pressure == OnPressure::Demote
+                && self.demote_for(wish, &over, &mut room).map_err(Denied::Place)?;
+            if !others_make_way {
+                return Err(Denied::Over(over));
+            }
+        }
+    }
+
+    /// Whether the BAR can show these bytes where they are.
+    fn is_shown(&self, slot: Slot, range: &Range<u64>) -> bool {
+        let in_vram = |resource: &&Resource| resource.region == RegionKind::Vram;
+        let Some(resource) = self.resource(slot).filter(in_vram) else { return false };
+        let visible_bytes = match self.manager.windows.bar() {
+            Bar::Prefix(size) => size.as_bytes(),
+            Bar::Windows(_) => return true,
+        };
+        let extents = resource.extents.slice(range.start, range.end - range.start);
+        extents.iter().all(|extent| extent.addr.offset() + extent.len_bytes <= visible_bytes)
+    }
+
+    /// Cannot fail.
+    fn map_in_bar(&mut self, slot: Slot, asked: &Asked<'_>, in_bar: InBar) -> Arc<Mapped> {
+        let InBar { admitted: Admitted { charge, mut after }, window } = in_bar;
+        // Pages that were kept for it are its own now, and so is what they wait for.
+        let kept = asked.attached.take_kept();
+        kept.iter().for_each(|kept| after.merge(&kept.after));
+        let extents = match &window {
+            Some(window) => {
+                after.merge(&window.after());
+                window.extents().into_iter().map(PeerExtent::from).collect()
+            }
+            None => self.addresses(slot, &asked.range),
+        };
+        let mapped = self.note_map(
+            slot,
+            NewMap {
+                attached: asked.attached.clone(),
+                range: asked.range.clone(),
+                extents,
+                why_system: None,
+                after,
+                charge: Some(charge),
+                window,
+            },
+        );
+        let (set, mut held) = self.exec.split();
+        for kept in kept {
+            self.manager.release_peer(kept.charge, kept.after, &mut held);
+        }
+        if std::mem::take(&mut set.state_mut(slot).peers.away) {
+            self.manager.promoter.forget(asked.buffer.id(), &mut held);
+            let (buffer, importer) = (asked.buffer.id(), asked.attached.joined.name.clone());
+            let pages = page_count(&asked.range);
+            self.manager.tell(Event::Promoted { buffer, importer, pages }, &mut held);
+        }
+        mapped
+    }
+
+    /// Falls back to system memory, or says why not.
+    fn do_without(&mut self, slot: Slot, asked: &Asked<'_>, denied: Denied) -> Result<Arc<Mapped>> {
+        let generation = self.exec.set().state(slot).generation;
+        let (error, reason, missing_pages) = match denied {
+            Denied::Over(over) => {
+                (over.refusal(&asked.wish(generation)), PeerReason::Over(over.limit), over.missing_pages)
+            }
+            Denied::Place(error @ Error::ApertureFull { limit, .. }) => {
+                (error, PeerReason::Over(limit), page_count(&asked.range))
+            }
+            Denied::Place(error) if is_lack_of_vram(&error) => {
+                (error, PeerReason::NoVisibleRoom, page_count(&asked.range))
+            }
+            Denied::Place(error) => return Err(error),
+        };
+        let may_not = asked.buffer.tags.p2p() == P2p::Require || asked.on_pressure == OnPressure::Refuse;
+        if may_not {
+            let (buffer, importer) = (asked.buffer.id(), asked.attached.joined.name.clone());
+            let (_, mut held) = self.exec.split();
+            self.manager.tell(Event::Refused { buffer, importer, reason, missing_pages }, &mut held);
+            return Err(error);
+        }
+        let mapped = self.map_in_system(slot, asked, reason, missing_pages)?;
+        self.wait_for_promotion(slot);
+        Ok(mapped)
+    }
+
+    /// System memory, to which the buffer moves if it has to, and the addresses there.
+    fn map_in_system(
+        &mut self,
+        slot: Slot,
+        asked: &Asked<'_>,
+        reason: PeerReason,
+        missing_pages: u64,
+    ) -> Result<Arc<Mapped>> {
+        let is_there = self.resource(slot).is_some_and(|resource| resource.region != RegionKind::Vram);
+        if !is_there {
+            self.validate(slot, &asked.buffer.placement().beside_vram())?;
+        }
+        let mapped = self.note_map(
+            slot,
+            NewMap {
+                attached: asked.attached.clone(),
+                range: asked.range.clone(),
+                extents: self.addresses(slot, &asked.range),
+                why_system: Some(reason),
+                after: FenceSet::new(),
+                charge: None,
+                window: None,
+            },
+        );
+        if reason != PeerReason::LivesInSystemMemory {
+            let (_, mut held) = self.exec.split();
+            self.manager.tell(asked.fell_back(reason, missing_pages), &mut held);
+        }
+        Ok(mapped)
+    }
+
+    /// Where the bytes are, as the bus addresses them.
+    fn addresses(&self, slot: Slot, range: &Range<u64>) -> Vec<PeerExtent> {
+        let resource = self.resource(slot).expect("it was brought where it is mapped");
+        resource.extents.slice(range.start, range.end - range.start).iter().map(PeerExtent::from).collect()
+    }
+
+    /// Makes the map, behind the moves that bring the bytes there. Cannot fail.
+    fn note_map(&mut self, slot: Slot, mut new: NewMap) -> Arc<Mapped> {
+        let state = self.exec.set_mut().state_mut(slot);
+        new.after.merge(&state.arrival);
+        new.after.prune();
+        let mapped = Mapped::new(new);
+        state.peers.keep(mapped.clone());
+        mapped
+    }
+
+    /// Whether importers have the buffer mapped in GTT, where `placement` lets it be: then it stays there, instead of taking
+    /// their maps away for a better place.
+    pub(crate) fn is_kept_by_peers(&self, slot: Slot, placement: &crate::bo::Placement) -> bool {
+        let state = self.exec.set().state(slot);
+        let is_in_gtt = state.resource.as_ref().is_some_and(|resource| resource.region == RegionKind::Gtt);
+        is_in_gtt && placement.allows(RegionKind::Gtt) && state.peers.hold_system(None)
+    }
+}
+
+/// Whether system memory helps against it.
+fn is_lack_of_vram(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::TooLarge { region: RegionKind::Vram, .. }
+            | Error::Exhausted { region: RegionKind::Vram, .. }
+            | Error::Fragmented { region: RegionKind::Vram, .. }
+    )
+}

@@ -1,0 +1,34 @@
+//! Sharing: other devices that reach a buffer's bytes, through the BAR or in system memory.
+//!
+//! An importer *joins* a device, *attaches* to a buffer and *maps* ranges of it. A map is never a pin: the buffer moves when it
+//! must, and the importer is told before. What it maps again shows the new place.
+//!
+//! ```text
+//!   map:   reservation { a live map of this range? share it : choose a route ─► take BAR pages ─► bring the buffer there }
+//!   move:  reservation { mark every map stale ─► invalidate() each importer ─► queue the copy behind their fences }
+//!   drop:  no reservation { one user less; the last of a map that is not stale gives its BAR pages back }
+//! ```
+//!
+//! **Who says what is over.** A map counts its users in one word, together with the mark that says it is stale. Only the holder of
+//! the reservation adds users or sets the mark; anybody may drop one at any time, inside of `invalidate` too. Whichever step
+//! ends a live map, the last drop or the mark, finds that out from the word and gives back what it held: exactly one of the two.
+//!
+//! **Why no byte is touched too late.** A mover marks first and asks afterwards, so a user that is still there when the mark is set
+//! is told, and one that had gone by then has said until when it uses the bytes, if it does. Both are fences that the copy waits for, and
+//! the place that the copy leaves is reused only behind the copy.
+
+mod attachment;
+mod demote;
+mod importer;
+mod invalidate;
+mod map;
+mod peer_map;
+mod promote;
+
+pub use attachment::Attachment;
+pub use importer::{Importer, InvalidateReason, Invalidated, Peer};
+pub use map::PeerMapRequest;
+pub use peer_map::{PeerAddr, PeerExtent, PeerMap, Route};
+
+pub(crate) use attachment::Peers;
+pub(crate) use promote::Promoter;

@@ -1,0 +1,267 @@
+//! A map: the addresses under which an importer reaches a range of a buffer, until it drops it or is told to let go.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_fence::sync::atomic::{AtomicU32, Ordering};
+use devpagemap_fence::{Fence, FenceSet, Held, Lock, levels, lockdep};
+use devpagemap_migrate::{Addr, Extent, SysAddr, VramAddr};
+
+use super::attachment::Attached;
+use crate::aperture::{BarAddr, BarExtent, Charge, Window};
+use crate::bo::Buffer;
+use crate::events::PeerReason;
+use crate::manager::Manager;
+
+/// An address at which a peer reaches bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PeerAddr {
+    /// In the BAR of the device that owns the buffer: over the bus, without system memory.
+    Bar(BarAddr),
+    /// In the system memory of that device.
+    System(SysAddr),
+}
+
+/// A run of bytes as a peer addresses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerExtent {
+    /// Where it begins.
+    pub addr: PeerAddr,
+    /// How long it is.
+    pub len_bytes: u64,
+}
+
+impl From<BarExtent> for PeerExtent {
+    fn from(extent: BarExtent) -> PeerExtent {
+        PeerExtent { addr: PeerAddr::Bar(extent.addr), len_bytes: extent.len_bytes }
+    }
+}
+
+impl From<&Extent> for PeerExtent {
+    /// Of VRAM, where the BAR shows a prefix of it: an offset in one is the same in the other.
+    fn from(extent: &Extent) -> PeerExtent {
+        let addr = match extent.addr {
+            Addr::Vram(VramAddr(start)) => PeerAddr::Bar(BarAddr(start)),
+            Addr::System(start) => PeerAddr::System(start),
+        };
+        PeerExtent { addr, len_bytes: extent.len_bytes }
+    }
+}
+
+/// The way that a peer's accesses take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// Through the BAR.
+    PeerToPeer,
+    /// Through system memory.
+    System,
+}
+
+/// Set when the map shows a place that the buffer has left, or is about to.
+const STALE: u32 = 1 << 31;
+
+/// What all holders of one map share: one range of one attachment, at one place.
+pub(super) struct Mapped {
+    /// Constant.
+    pub(super) attached: Arc<Attached>,
+    /// Whole pages of the buffer, in bytes. Constant.
+    pub(super) range: Range<u64>,
+    /// Constant.
+    pub(super) extents: Vec<PeerExtent>,
+    /// Why it is not in the BAR; `None` when it is. Constant.
+    pub(super) why_system: Option<PeerReason>,
+    /// What must have signalled before the first access. Constant.
+    pub(super) after: FenceSet,
+    /// How many [`PeerMap`]s there are, and [`STALE`]. See the head of [`share`](super).
+    word: AtomicU32,
+    /// What it holds of the BAR. Its own lock.
+    holdings: Lock<levels::Aperture, Holdings>,
+}
+
+/// What whoever ends a map has to give back.
+#[derive(Default)]
+struct Holdings {
+    /// Pages in the ledger, if it is in the BAR.
+    charge: Option<Charge>,
+    /// What shows them, in a BAR of windows.
+    window: Option<Window>,
+    /// Until when holders that are gone still use them.
+    until: FenceSet,
+}
+
+/// What a map is made of.
+pub(super) struct NewMap {
+    pub(super) attached: Arc<Attached>,
+    pub(super) range: Range<u64>,
+    pub(super) extents: Vec<PeerExtent>,
+    pub(super) why_system: Option<PeerReason>,
+    pub(super) after: FenceSet,
+    pub(super) charge: Option<Charge>,
+    pub(super) window: Option<Window>,
+}
+
+impl Mapped {
+    /// A map with one holder, which the caller makes.
+    pub(super) fn new(new: NewMap) -> Arc<Mapped> {
+        let NewMap { attached, range, extents, why_system, after, charge, window } = new;
+        let holdings = Lock::new("peer map", Holdings { charge, window, until: FenceSet::new() });
+        Arc::new(Mapped { attached, range, extents, why_system, after, word: AtomicU32::new(1), holdings })
+    }
+
+    /// One holder more, unless the map has come to its end. Only for who holds the reservation.
+    pub(super) fn share(&self) -> bool {
+        let mut word = self.word.load(Ordering::Acquire);
+        while word != 0 && word & STALE == 0 {
+            match self.word.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(found) => word = found,
+            }
+        }
+        false
+    }
+
+    /// Whether somebody holds it and it shows where the buffer is.
+    pub(super) fn is_live(&self) -> bool {
+        let word = self.word.load(Ordering::Acquire);
+        word != 0 && word & STALE == 0
+    }
+
+    /// Marks it stale. True when that ended it: then what it holds is the caller's to give back. Only for who holds the
+    /// reservation.
+    pub(super) fn make_stale(&self) -> bool {
+        #[cfg(not(loom_mutant = "a_stale_map_is_looked_at_before_it_is_marked"))]
+        let before = self.word.fetch_or(STALE, Ordering::AcqRel);
+        #[cfg(loom_mutant = "a_stale_map_is_looked_at_before_it_is_marked")]
+        let before = {
+            let before = self.word.load(Ordering::Acquire);
+            self.word.fetch_or(STALE, Ordering::AcqRel);
+            before
+        };
+        before != 0 && before & STALE == 0
+    }
+
+    /// One holder less, who uses the bytes until `fences` have signalled. True when that ended the map: then what it holds
+    /// is the caller's to give back.
+    fn leave(&self, fences: &FenceSet) -> bool {
+        // Before the holder is gone: who finds none looks here next.
+        if !fences.is_signaled() {
+            self.holdings.lock(&mut Held::in_destructor()).until.merge(fences);
+            self.attached.departs(fences);
+        }
+        self.word.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// What whoever ended the map has to give back to the ledger, and until when it is in use: until `told` has signalled, and
+    /// what holders have said. The window goes first, so that who is admitted next finds its space.
+    pub(super) fn take_holdings(&self, told: Option<&Fence>) -> (Option<Charge>, FenceSet) {
+        let Holdings { charge, window, mut until } =
+            std::mem::take(&mut *self.holdings.lock(&mut Held::in_destructor()));
+        until.extend(told.cloned());
+        window.into_iter().for_each(|window| window.release_after(&until));
+        (charge, until)
+    }
+}
+
+/// A range of a buffer, mapped for an importer. Dropping it unmaps: the importer uses its addresses no more. It never keeps the
+/// buffer where it is; the importer is [told](crate::Importer::invalidate) before it moves, and maps again if it wants to.
+pub struct PeerMap {
+    /// Constant.
+    mapped: Arc<Mapped>,
+    /// Constant.
+    buffer: Buffer,
+    /// Until when its holder uses the bytes, once it is dropped.
+    until: FenceSet,
+}
+
+impl PeerMap {
+    pub(super) fn new(mapped: Arc<Mapped>, buffer: Buffer) -> PeerMap {
+        PeerMap { mapped, buffer, until: FenceSet::new() }
+    }
+
+    /// The mapped buffer.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// Which bytes of the buffer it shows: what was asked for, in whole pages.
+    pub fn range(&self) -> Range<u64> {
+        self.mapped.range.clone()
+    }
+
+    /// Where these bytes are, in their order. Good until the importer is told otherwise.
+    pub fn extents(&self) -> &[PeerExtent] {
+        &self.mapped.extents
+    }
+
+    /// What the importer must queue its accesses behind: the moves that bring the bytes there, and former users of this part of the
+    /// BAR. The work of others on the buffer is in [`Buffer::fences`].
+    pub fn after(&self) -> &FenceSet {
+        &self.mapped.after
+    }
+
+    /// Which way accesses go.
+    pub fn route(&self) -> Route {
+        match self.mapped.why_system {
+            None => Route::PeerToPeer,
+            Some(_) => Route::System,
+        }
+    }
+
+    /// Why they go through system memory; `None` when they do not.
+    pub fn why_system(&self) -> Option<PeerReason> {
+        self.mapped.why_system
+    }
+
+    /// Whether it still shows where the buffer is. Somebody may move it the moment after: what counts is that the importer is told.
+    pub fn is_current(&self) -> bool {
+        self.mapped.is_live()
+    }
+
+    /// Unmaps, while work that is queued still uses the addresses until `fences` have signalled. The bytes stay there, and the pages
+    /// of the BAR count, until then.
+    pub fn unmap_after(mut self, fences: impl Into<FenceSet>) {
+        self.until = fences.into();
+    }
+}
+
+impl Drop for PeerMap {
+    fn drop(&mut self) {
+        lockdep::might_lock::<levels::Aperture>("BAR ledger");
+        if self.mapped.leave(&self.until) {
+            let (charge, until) = self.mapped.take_holdings(None);
+            charge.into_iter().for_each(|charge| self.buffer.0.manager.give_up_bar(charge, until.clone()));
+        }
+    }
+}
+
+impl fmt::Debug for PeerMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerMap")
+            .field("buffer", &self.buffer.id())
+            .field("importer", &self.mapped.attached.joined.name)
+            .field("range", &self.mapped.range)
+            .field("route", &self.route())
+            .field("current", &self.is_current())
+            .finish()
+    }
+}
+
+impl Manager {
+    /// Gives pages of the BAR back that a map had, which are in use `until` then. For destructors too.
+    pub(super) fn give_up_bar(&self, charge: Charge, until: FenceSet) {
+        self.release_peer(charge, until, &mut Held::in_destructor());
+        self.promoter.poke();
+    }
+}
+
+/// `range` in pages.
+pub(super) fn pages_of(range: &Range<u64>) -> Range<u64> {
+    range.start / PAGE_BYTES..range.end / PAGE_BYTES
+}
+
+/// How many pages `range` is.
+pub(super) fn page_count(range: &Range<u64>) -> u64 {
+    (range.end - range.start) / PAGE_BYTES
+}
