@@ -63,19 +63,19 @@ enum PendingKind {
 
 /// Whose pending pages a wish inherits, in the sum that is theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum From {
+enum Whose {
     Anybody,
     /// The buffers of this client.
     Client(AccountId),
     Importer(AccountId),
 }
 
-impl From {
+impl Whose {
     fn sum(self) -> Sum {
         match self {
-            From::Anybody => Sum::Total,
-            From::Client(_) => Sum::Client,
-            From::Importer(_) => Sum::Importer,
+            Whose::Anybody => Sum::Total,
+            Whose::Client(_) => Sum::Client,
+            Whose::Importer(_) => Sum::Importer,
         }
     }
 }
@@ -275,17 +275,17 @@ impl Book {
         let importer = self.tallies.entry(wish.importer);
         let client = self.tallies.entry(wish.client);
         let beyond_pages = [
-            (From::Anybody, beyond(&self.tallies.total, self.marks.hard_pages, new_pages)),
-            (From::Client(wish.client), beyond(&client.tally, client.limit_pages, new_pages)),
+            (Whose::Anybody, beyond(&self.tallies.total, self.marks.hard_pages, new_pages)),
+            (Whose::Client(wish.client), beyond(&client.tally, client.limit_pages, new_pages)),
             (
-                From::Importer(wish.importer),
+                Whose::Importer(wish.importer),
                 beyond(&importer.tally, importer.limit_pages, new_for_importer_pages),
             ),
         ];
         let (mut inherited, mut sums) = (FenceSet::new(), Sums::default());
-        for (from, pages) in beyond_pages.into_iter().filter(|(_, pages)| *pages > 0) {
-            self.inherit(from, pages, &mut inherited);
-            sums.add(from.sum());
+        for (whose, pages) in beyond_pages.into_iter().filter(|(_, pages)| *pages > 0) {
+            self.inherit(whose, pages, &mut inherited);
+            sums.add(whose.sum());
         }
         debug_assert!(
             self.tallies.total.live_pages + self.tallies.total.pending_pages <= self.marks.hard_pages
@@ -348,33 +348,33 @@ impl Book {
     }
 
     /// Takes so many pending pages off those that they count for, oldest first, and adds their fences to `after`.
-    fn inherit(&mut self, from: From, pages: u64, after: &mut FenceSet) {
+    fn inherit(&mut self, whose: Whose, pages: u64, after: &mut FenceSet) {
         let mut missing_pages = pages;
         while missing_pages > 0 {
-            let tally = match from {
-                From::Anybody => &self.tallies.total,
-                From::Client(id) | From::Importer(id) => &self.tallies.entry(id).tally,
+            let tally = match whose {
+                Whose::Anybody => &self.tallies.total,
+                Whose::Client(id) | Whose::Importer(id) => &self.tallies.entry(id).tally,
             };
             let id =
                 tally.oldest_pending().expect("what is live fits, so what is beyond the limit is pending");
-            for piece in self.inheritable(from, id, missing_pages) {
+            for piece in self.inheritable(whose, id, missing_pages) {
                 missing_pages -= piece.end - piece.start;
-                self.take_over(from, id, &piece, after);
+                self.take_over(whose, id, &piece, after);
             }
         }
     }
 
     /// Up to so many pages of a pending that are nobody else's business: of an importer, those that it has not mapped
     /// otherwise; else those that nobody has mapped.
-    fn inheritable(&self, from: From, id: PendingId, mut limit_pages: u64) -> Vec<Range<u64>> {
+    fn inheritable(&self, whose: Whose, id: PendingId, mut limit_pages: u64) -> Vec<Range<u64>> {
         let pending = &self.pendings[&id];
         let place = self.place(pending.place).expect("a place stays while pages of it are pending");
         let mut found = Vec::new();
         for (piece, users) in place.pieces(&pending.pages) {
-            let counts = users.iter().flat_map(|user| user.pending_in(from.sum())).any(|other| other == id);
-            let kind = match from {
-                From::Importer(importer) => kind_for(users, importer),
-                From::Anybody | From::Client(_) => kind_of(users, from.sum()),
+            let counts = users.iter().flat_map(|user| user.pending_in(whose.sum())).any(|other| other == id);
+            let kind = match whose {
+                Whose::Importer(importer) => kind_for(users, importer),
+                Whose::Anybody | Whose::Client(_) => kind_of(users, whose.sum()),
             };
             if counts && kind == Use::Pending && limit_pages > 0 {
                 let end = piece.end.min(piece.start + limit_pages);
@@ -386,19 +386,19 @@ impl Book {
     }
 
     /// Takes the pending uses of a piece, of one importer or of all, out of a sum, with their fences.
-    fn take_over(&mut self, from: From, id: PendingId, piece: &Range<u64>, after: &mut FenceSet) {
+    fn take_over(&mut self, whose: Whose, id: PendingId, piece: &Range<u64>, after: &mut FenceSet) {
         let place = self.pendings[&id].place;
         // With how many of its pages that leaves without any sum.
         let mut taken: Vec<(PendingId, u64)> = Vec::new();
         let mut importers: Vec<AccountId> = Vec::new();
         self.edit(place, piece, |len_pages, users| {
             for user in users.iter_mut() {
-                if matches!(from, From::Importer(importer) if importer != user.importer) {
+                if matches!(whose, Whose::Importer(importer) if importer != user.importer) {
                     continue;
                 }
                 importers.push(user.importer);
-                for pending in user.pending.iter_mut().filter(|pending| pending.sums.contains(from.sum())) {
-                    pending.sums.remove(from.sum());
+                for pending in user.pending.iter_mut().filter(|pending| pending.sums.contains(whose.sum())) {
+                    pending.sums.remove(whose.sum());
                     taken.push((pending.id, if pending.sums.is_empty() { len_pages } else { 0 }));
                 }
                 user.pending.retain(|pending| !pending.sums.is_empty());
