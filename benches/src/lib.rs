@@ -10,16 +10,18 @@
 //! | `floors.rs` | what fences and locks would cost at least |
 //! | `peers.rs` | others' events and ordered locks |
 //! | `cores.rs`, `pair.rs` | putting threads on cores of their own; two threads that run at the same time |
+//! | `inert.rs` | a device whose driver does nothing at all |
 //! | `picks.rs` | random numbers, and random choices of objects |
 //! | `sleeper.rs` | a thread that is put to sleep and says when it woke |
 //! | `lock_policy.rs` | wound-wait and wait-die locks to compare the two rules |
 //!
-//! The programs are in `benches/`: `fences`, `locks`, `shared_locks`, `wake_ups`, `history`, `lock_policy`. What they measure and what
+//! The programs are in `benches/`: `aperture`, `fences`, `locks`, `shared_locks`, `wake_ups`, `history`, `lock_policy`. What they measure and what
 //! they found is on the page `docs/benchmarks.md`.
 
 pub mod contest;
 pub mod cores;
 pub mod floors;
+pub mod inert;
 pub mod lock_policy;
 pub mod ours;
 pub mod pair;

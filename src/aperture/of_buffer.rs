@@ -1,26 +1,39 @@
 //! The windows of one buffer, by page. They are part of its state, so finding one takes its reservation and no other lock.
 //!
-//! Windows do not overlap. One whose space was taken for somebody else stays here, dead, until its pages are asked for again
-//! or it is met on the way: whoever took it had no right to touch this buffer. Each new window looks at two others, so that no
-//! more than half of them are dead for long.
+//! ```text
+//!   page ──► directory ──► leaf: a number for each of 512 pages ──► the window
+//!            (leaves are made when they are needed)
+//! ```
+//!
+//! So finding a window costs the same whether there are ten or a hundred thousand. Windows do not overlap. One whose space was
+//! taken for somebody else stays here, dead, until its pages are asked for again or it is met on the way: whoever took it had
+//! no right to touch this buffer. Each new window looks at two others, so that no more than half of them are dead for long.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use devpagemap_fence::sync::lending::{Lender, Loan};
+use slab::Slab;
 
 use super::window::Shown;
 
 /// How many windows each new one looks at, to drop the dead.
 const SWEPT_AT_ONCE: usize = 2;
 
+/// Pages a leaf knows.
+const LEAF_PAGES: u64 = 512;
+
+/// For each page the number of its window plus one, or 0.
+type Leaf = [u32; LEAF_PAGES as usize];
+
 /// All windows of a buffer's present place. The buffer's reservation.
 #[derive(Debug, Default)]
 pub(crate) struct BufferWindows {
-    /// By first page.
-    by_page: BTreeMap<u64, Kept>,
+    /// Leaves, by page.
+    directory: Vec<Option<Box<Leaf>>>,
+    /// By number.
+    kept: Slab<Kept>,
     /// Where sweeping goes on.
-    sweep_from: u64,
+    sweep_from: usize,
 }
 
 #[derive(Debug)]
@@ -43,7 +56,7 @@ impl BufferWindows {
     /// The one window that shows all of `pages`.
     #[inline]
     pub(super) fn find(&self, pages: &Range<u64>) -> Option<Loan<Shown>> {
-        let (_, kept) = self.by_page.range(..=pages.start).next_back()?;
+        let kept = &self.kept[self.number_at(pages.start)?];
         if kept.end < pages.end {
             return None;
         }
@@ -52,26 +65,21 @@ impl BufferWindows {
 
     /// Everything that shows a part of `pages`, and what nothing shows.
     pub(super) fn cover(&mut self, pages: &Range<u64>) -> Cover {
-        let before = self.by_page.range(..pages.start).next_back();
-        let first =
-            before.filter(|(_, kept)| kept.end > pages.start).map_or(pages.start, |(first, _)| *first);
-        let (mut cover, mut dead, mut reached) = (Cover::default(), Vec::new(), pages.start);
-        for (start, kept) in self.by_page.range(first..pages.end) {
-            let Some(loan) = kept.lender.lend() else {
-                dead.push(*start);
+        let mut cover = Cover::default();
+        let mut page = pages.start;
+        while page < pages.end {
+            let Some(number) = self.number_at(page) else {
+                push_gap(&mut cover.gaps, page);
+                page += 1;
                 continue;
             };
-            if reached < *start {
-                cover.gaps.push(reached..*start);
+            match self.kept[number].lender.lend() {
+                Some(loan) => {
+                    page = self.kept[number].end;
+                    cover.loans.push(loan);
+                }
+                None => self.remove(number),
             }
-            reached = kept.end;
-            cover.loans.push(loan);
-        }
-        if reached < pages.end {
-            cover.gaps.push(reached..pages.end);
-        }
-        for start in dead {
-            self.by_page.remove(&start);
         }
         cover
     }
@@ -79,25 +87,59 @@ impl BufferWindows {
     /// Adds a window, whose pages nothing shows.
     pub(super) fn insert(&mut self, lender: Lender<Shown>) {
         self.sweep();
-        let Range { start, end } = lender.pages;
-        let replaced = self.by_page.insert(start, Kept { end, lender });
-        debug_assert!(replaced.is_none(), "the windows of a buffer do not overlap");
+        let pages = lender.pages.clone();
+        let number = self.kept.insert(Kept { end: pages.end, lender });
+        self.write(pages, u32::try_from(number + 1).expect("a device has less than 2^32 windows"));
+    }
+
+    fn remove(&mut self, number: usize) {
+        let kept = self.kept.remove(number);
+        self.write(kept.lender.pages.clone(), 0);
     }
 
     fn sweep(&mut self) {
-        let dead = |(start, kept): (&u64, &Kept)| (*start, kept.lender.is_taken_back());
-        let looked_at: Vec<_> = self.by_page.range(self.sweep_from..).take(SWEPT_AT_ONCE).map(dead).collect();
-        self.sweep_from = looked_at.last().map_or(0, |(start, _)| start + 1);
-        for (start, _) in looked_at.into_iter().filter(|(_, dead)| *dead) {
-            self.by_page.remove(&start);
+        for _ in 0..SWEPT_AT_ONCE {
+            let number = self.sweep_from;
+            self.sweep_from = if number < self.kept.capacity() { number + 1 } else { 0 };
+            if self.kept.get(number).is_some_and(|kept| kept.lender.is_taken_back()) {
+                self.remove(number);
+            }
+        }
+    }
+
+    #[inline]
+    fn number_at(&self, page: u64) -> Option<usize> {
+        let leaf = self.directory.get((page / LEAF_PAGES) as usize)?.as_ref()?;
+        (leaf[(page % LEAF_PAGES) as usize] as usize).checked_sub(1)
+    }
+
+    fn write(&mut self, pages: Range<u64>, number: u32) {
+        let leaves = pages.end.div_ceil(LEAF_PAGES) as usize;
+        if self.directory.len() < leaves {
+            self.directory.resize_with(leaves, || None);
+        }
+        let mut page = pages.start;
+        while page < pages.end {
+            let (index, first) = ((page / LEAF_PAGES) as usize, page % LEAF_PAGES);
+            let last = LEAF_PAGES.min(first + pages.end - page);
+            let leaf = self.directory[index].get_or_insert_with(|| Box::new([0; LEAF_PAGES as usize]));
+            leaf[first as usize..last as usize].fill(number);
+            page += last - first;
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.by_page.is_empty()
+        self.kept.is_empty()
     }
 
     pub(super) fn into_lenders(self) -> impl Iterator<Item = Lender<Shown>> {
-        self.by_page.into_values().map(|kept| kept.lender)
+        self.kept.into_iter().map(|(_, kept)| kept.lender)
+    }
+}
+
+fn push_gap(gaps: &mut Vec<Range<u64>>, page: u64) {
+    match gaps.last_mut() {
+        Some(last) if last.end == page => last.end += 1,
+        _ => gaps.push(page..page + 1),
     }
 }

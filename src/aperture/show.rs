@@ -15,19 +15,18 @@
 use std::ops::Range;
 
 use devpagemap_allocator::{PAGE_BYTES, Span};
-use devpagemap_fence::sync::lending::Loan;
 use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Fence, FenceSet, Held, Slot, levels, lockdep};
-use devpagemap_migrate::{Addr, ExtentList};
+use devpagemap_migrate::{Addr, Extent, ExtentList, VramAddr};
 
 use super::hunt::{Hunt, Space, Step, zap_all};
-use super::of_buffer::BufferWindows;
-use super::window::{Shown, Window};
+use super::of_buffer::{BufferWindows, Cover};
+use super::window::Window;
 use super::{Bar, BarAddr, BarLimit, WindowChange, WindowEntry};
-use crate::bo::{Buffer, Transaction};
+use crate::bo::{BoState, Buffer, Transaction};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
-use crate::region::total_bytes;
+use crate::region::{RegionKind, total_bytes};
 use crate::stats::Counters;
 
 impl Buffer {
@@ -42,16 +41,22 @@ impl Buffer {
     /// [`Buffer::place_now`], and what the driver says.
     pub fn window(&self, bytes: Range<u64>) -> Result<Window> {
         let pages = self.checked_pages(&bytes)?;
-        let found = {
+        let shown = {
             let mut held = Held::enter();
-            let state = self.0.reservation.lock(&mut held);
-            state.windows.find(&pages)
+            let mut state = self.0.reservation.lock(&mut held);
+            match state.windows.find(&pages) {
+                Some(loan) => return Ok(Window::of_one_piece(bytes, loan)),
+                None => {
+                    let (state, mut held) = state.split();
+                    self.0.manager.show_in_place(state, &bytes, &mut held)?
+                }
+            }
         };
-        match found {
-            Some(loan) => Ok(Window::of_one_piece(bytes, loan)),
+        match shown {
+            Some(window) => Ok(window),
             None => self.transact_window(|transaction, slot| {
                 transaction.validate_for_window(slot)?;
-                transaction.show(slot, bytes.clone())
+                transaction.show(slot, &bytes)
             }),
         }
     }
@@ -102,48 +107,72 @@ impl Transaction<'_, '_, '_> {
     ///
     /// # Errors
     /// [`Error::ApertureFull`], or what the driver says. Nothing that was shown of this buffer has changed then.
-    pub(crate) fn show(&mut self, slot: Slot, bytes: Range<u64>) -> Result<Window> {
+    pub(crate) fn show(&mut self, slot: Slot, bytes: &Range<u64>) -> Result<Window> {
         let manager = self.manager;
         let (set, mut held) = self.exec.split();
-        let state = set.state_mut(slot);
-        let resource = state.resource.as_ref().expect("a validated buffer has a place");
-        let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
-        let mut cover = state.windows.cover(&pages);
-        if !cover.gaps.is_empty() {
-            cover.loans.extend(manager.fill(
-                &cover.gaps,
-                &resource.extents,
-                &mut state.windows,
-                &mut held,
-            )?);
-            cover.loans.sort_unstable_by_key(|loan| loan.pages.start);
-        }
-        Ok(Window::of_pieces(bytes, cover.loans))
+        manager.show(set.state_mut(slot), bytes, &mut held)
     }
 }
 
 impl Manager {
-    /// Windows for all `gaps` of a buffer at `extents`, or none.
+    /// A window on a buffer that the BAR can show where it is; `None` when it has to be placed first.
+    fn show_in_place(
+        &self,
+        state: &mut BoState,
+        bytes: &Range<u64>,
+        held: &mut Held<'_, levels::Tickets>,
+    ) -> Result<Option<Window>> {
+        let can_be_shown = state.resource.as_ref().is_some_and(|resource| {
+            let visible_bytes = match self.windows.bar() {
+                Bar::Prefix(size) => size.as_bytes(),
+                Bar::Windows(_) => u64::MAX,
+            };
+            resource.region == RegionKind::Vram && resource.is_cpu_visible(visible_bytes)
+        });
+        if !can_be_shown {
+            return Ok(None);
+        }
+        state.check_not_lost()?;
+        self.show(state, bytes, held).map(Some)
+    }
+
+    /// A window on a buffer that is where the BAR can show it.
+    fn show(
+        &self,
+        state: &mut BoState,
+        bytes: &Range<u64>,
+        held: &mut Held<'_, levels::Tickets>,
+    ) -> Result<Window> {
+        let resource = state.resource.as_ref().expect("a buffer that can be shown has a place");
+        let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
+        let mut cover = state.windows.cover(&pages);
+        if !cover.gaps.is_empty() {
+            self.fill(&mut cover, &resource.extents, &mut state.windows, held)?;
+        }
+        Ok(Window::of_pieces(bytes.clone(), cover.loans))
+    }
+
+    /// Windows for all gaps of a buffer at `extents`, or none.
     fn fill(
         &self,
-        gaps: &[Range<u64>],
+        cover: &mut Cover,
         extents: &ExtentList,
         windows: &mut BufferWindows,
         held: &mut Held<'_, levels::Tickets>,
-    ) -> Result<Vec<Loan<Shown>>> {
-        let places = gaps.iter().map(|gap| slice(extents, gap)).collect::<Vec<_>>();
+    ) -> Result<()> {
+        let places = cover.gaps.iter().map(|gap| slice(extents, gap)).collect::<Vec<_>>();
         let (spans, after) = match self.windows.bar() {
             Bar::Prefix(_) => (places.iter().map(vram_spans).collect(), FenceSet::new()),
             Bar::Windows(_) => self.take_and_program(&places, held)?,
         };
-        let mut loans = Vec::with_capacity(gaps.len());
-        for (gap, spans) in gaps.iter().zip(spans) {
-            let (lender, loan) = self.windows.add(gap.clone(), spans, after.clone(), held);
+        for (gap, spans) in cover.gaps.drain(..).zip(spans) {
+            let (lender, loan) = self.windows.add(gap, spans, after.clone(), held);
             windows.insert(lender);
-            loans.push(loan);
+            cover.loans.push(loan);
             Counters::count(&self.counters.windows_made);
         }
-        Ok(loans)
+        cover.loans.sort_unstable_by_key(|loan| loan.pages.start);
+        Ok(())
     }
 
     /// BAR space for each of `places`, programmed to show it, and what to wait for before using it. In transit.
@@ -274,10 +303,7 @@ fn slice(extents: &ExtentList, pages: &Range<u64>) -> ExtentList {
 }
 
 fn vram_spans(place: &ExtentList) -> Vec<Span> {
-    let span = |extent: &devpagemap_migrate::Extent| Span {
-        start_bytes: extent.addr.offset(),
-        len_bytes: extent.len_bytes,
-    };
+    let span = |extent: &Extent| Span { start_bytes: extent.addr.offset(), len_bytes: extent.len_bytes };
     place.iter().map(span).collect()
 }
 
@@ -287,6 +313,9 @@ fn hidden(span: &Span) -> WindowEntry {
 
 /// Deals `spans` out to `places`, each as much as it is long.
 fn split_spans(spans: &[Span], places: &[ExtentList]) -> Vec<Vec<Span>> {
+    if let [_] = places {
+        return vec![spans.to_vec()];
+    }
     debug_assert_eq!(total_bytes(spans), places.iter().map(ExtentList::len_bytes).sum::<u64>());
     let mut spans = spans.iter().copied();
     let mut rest: Option<Span> = None;
@@ -309,14 +338,19 @@ fn split_spans(spans: &[Span], places: &[ExtentList]) -> Vec<Vec<Span>> {
 
 /// Which run of BAR pages shows which run of `place`.
 fn push_entries(spans: &[Span], place: &ExtentList, entries: &mut Vec<WindowEntry>) {
-    let mut offset = 0;
+    let mut extents = place.iter().copied();
+    let mut extent = Extent::new(Addr::Vram(VramAddr(0)), 0);
     for span in spans {
         let mut at = span.start_bytes;
-        for extent in &place.slice(offset, span.len_bytes) {
+        while at < span.end_bytes() {
+            if extent.len_bytes == 0 {
+                extent = extents.next().expect("a place is as long as its space");
+            }
             let Addr::Vram(shows) = extent.addr else { unreachable!("a window shows VRAM alone") };
-            entries.push(WindowEntry { bar: BarAddr(at), len_bytes: extent.len_bytes, shows: Some(shows) });
-            at += extent.len_bytes;
+            let len_bytes = extent.len_bytes.min(span.end_bytes() - at);
+            entries.push(WindowEntry { bar: BarAddr(at), len_bytes, shows: Some(shows) });
+            at += len_bytes;
+            extent = Extent::new(extent.addr.add(len_bytes), extent.len_bytes - len_bytes);
         }
-        offset += span.len_bytes;
     }
 }

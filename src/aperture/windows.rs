@@ -314,6 +314,12 @@ impl State {
         if !hunt.followers.is_empty() {
             return (Step::Zap, Vec::new());
         }
+        if hunt.caught.len() == 1 && hunt.caught_bytes == hunt.wanted_bytes {
+            let (spans, ends) = hunt.caught.pop().expect("there is one");
+            hunt.caught_bytes = 0;
+            let taken = Taken::handed_over(spans, ends);
+            return (Step::Caught(Space { taken, surplus: Taken::default() }), Vec::new());
+        }
         self.in_transit_bytes -= std::mem::take(&mut hunt.caught_bytes);
         let (caught, heap) = (std::mem::take(&mut hunt.caught), self.heap());
         let mut unreaped = Vec::new();

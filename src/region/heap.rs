@@ -22,6 +22,13 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
+    /// Bytes that go from one owner to the next without having been free, with what the former one's users wait for.
+    pub(crate) fn handed_over(spans: Vec<Span>, fences: FenceSet) -> Taken {
+        let pending =
+            if fences.is_empty() { Vec::new() } else { vec![Ghost { spans: spans.clone(), fences }] };
+        Taken { spans, pending }
+    }
+
     pub(crate) fn len_bytes(&self) -> u64 {
         total_bytes(&self.spans)
     }
