@@ -1,11 +1,12 @@
 //! A GPU for models: real bytes, no thread of its own. What it does, when, and in which thread is the model's to say.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use devpagemap::migrate::{Chunk, Completion, CpuEngine, EngineError, HeapMemory, Reset, Space};
 use devpagemap::{
-    Addr, Buffer, CopyEngine, Device, DeviceMemory, Driver, Fence, MemoryLayout, MemoryMap, P2pLimits, Place,
-    Size, Timeline,
+    Addr, Bar, BarAddr, Buffer, CopyEngine, Device, DeviceMemory, Driver, Fence, MemoryLayout, MemoryMap,
+    P2pLimits, Place, Size, Timeline, WindowChange,
 };
 use devpagemap_fence::sync::{Condvar, Mutex};
 
@@ -18,6 +19,8 @@ pub struct ModelGpu {
     vram: OnceLock<Arc<HeapMemory>>,
     /// What its jobs signal.
     pub jobs: Arc<Timeline>,
+    /// The page of VRAM that each page of the BAR shows. Its own lock.
+    shown: Mutex<BTreeMap<u64, u64>>,
     /// `None`: copies are done at once, in the thread that hands a chunk over.
     crank: Option<Arc<Crank>>,
 }
@@ -39,12 +42,35 @@ impl Driver for ModelGpu {
     }
 
     fn copy_engines(&self, memory: &DeviceMemory) -> devpagemap::Result<Vec<Arc<dyn CopyEngine>>> {
-        let cpu = CpuEngine::new("inline", Arc::new(memory.clone()));
+        // All of VRAM, though a BAR of windows shows the CPU none of it.
+        let whole = memory.with_vram(self.vram().clone(), u64::MAX);
+        let cpu = CpuEngine::new("inline", Arc::new(whole));
         Ok(vec![match &self.crank {
             None => cpu,
             Some(crank) => Arc::new(Cranked { crank: crank.clone(), cpu }),
         }])
     }
+
+    fn program_windows(&self, change: &WindowChange<'_>) -> devpagemap::Result<Option<Fence>> {
+        assert!(change.after().is_signaled(), "no model has a peer that is still at work");
+        let mut shown = self.shown.lock();
+        for entry in change.entries() {
+            for at in (0..entry.len_bytes).step_by(PAGE as usize) {
+                match entry.shows {
+                    Some(start) => drop(shown.insert(entry.bar.0 + at, start.0 + at)),
+                    None => drop(shown.remove(&(entry.bar.0 + at))),
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A device with so many pages of VRAM behind so many pages of windows, that copies at once.
+pub fn windows_device(vram_pages: u64, bar_pages: u64) -> Device<ModelGpu> {
+    let builder = Device::builder(ModelGpu::new(None)).vram(Size::bytes(vram_pages * PAGE));
+    let builder = builder.bar(Bar::Windows(Size::bytes(bar_pages * PAGE))).system(Size::bytes(64 * PAGE));
+    builder.build().expect("a small device")
 }
 
 /// A device with so many pages of VRAM that copies at once.
@@ -97,8 +123,14 @@ impl ModelGpu {
         self.vram.get().expect("a model's GPU is built into a device at once")
     }
 
+    /// The page of VRAM that a page of the BAR shows.
+    pub fn shown(&self, page: BarAddr) -> Option<u64> {
+        self.shown.lock().get(&page.0).copied()
+    }
+
     fn new(crank: Option<Arc<Crank>>) -> ModelGpu {
-        ModelGpu { vram: OnceLock::new(), jobs: Arc::new(Timeline::new("jobs")), crank }
+        let jobs = Arc::new(Timeline::new("jobs"));
+        ModelGpu { vram: OnceLock::new(), jobs, shown: Mutex::default(), crank }
     }
 }
 

@@ -89,14 +89,6 @@ impl Table {
         self.entries.remove(lender.key)
     }
 
-    /// The windows off the list that nobody has any more, though whoever returned them has yet to say so. Looks at all windows:
-    /// for those who would have to give up otherwise.
-    pub(super) fn silently_returned(&self) -> Vec<Lender<Shown>> {
-        let is_away = |entry: &&Entry| matches!(entry.standing, Standing::Lent | Standing::Orphan);
-        let away = self.entries.iter().map(|(_, entry)| entry).filter(is_away);
-        away.filter(|entry| !entry.lender.is_lent()).map(|entry| entry.lender.clone()).collect()
-    }
-
     /// Asks the first of the list back.
     pub(super) fn ask_first(&mut self, spare_used: bool) -> Asked {
         let Some(key) = self.first else { return Asked::Nobody };

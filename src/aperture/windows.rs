@@ -288,25 +288,18 @@ impl State {
                 }
                 Asked::Spared => hunt.spared += 1,
                 Asked::Lent => {}
-                Asked::Nobody if self.in_transit_bytes > hunt.caught_bytes => {
-                    return (Step::Wait, Vec::new());
-                }
-                Asked::Nobody => return self.look_for_returned(),
+                Asked::Nobody => return (self.nobody_left(hunt), Vec::new()),
             }
         }
         (Step::Again, Vec::new())
     }
 
-    /// Before giving up: who returns the last loan of a window does so in one step, and takes the lock to say so in another.
-    fn look_for_returned(&mut self) -> (Step, Vec<Unreaped>) {
-        let full = Step::Full { used_bytes: self.window_bytes };
-        if cfg!(loom_mutant = "returned_window_is_nobodys") {
-            return (full, Vec::new());
+    fn nobody_left(&self, hunt: &Hunt) -> Step {
+        let others_in_transit = self.in_transit_bytes > hunt.caught_bytes;
+        match others_in_transit && !cfg!(loom_mutant = "space_in_transit_is_nobodys") {
+            true => Step::Wait,
+            false => Step::Full { used_bytes: self.window_bytes },
         }
-        let returned = self.table.silently_returned();
-        let step = if returned.is_empty() { full } else { Step::Again };
-        let unreaped = returned.iter().flat_map(|lender| self.returned(lender)).collect();
-        (step, unreaped)
     }
 
     /// Takes what is wanted out of what is free and what was caught. What was caught beyond that stays in transit, to be hidden.
@@ -382,7 +375,8 @@ impl State {
         let entry = self.table.get_mut(lender).expect("a window that leaves is nobody else's");
         entry.ends.merge(hidden);
         entry.standing = Standing::Orphan;
-        if lender.is_lent() { None } else { self.free(lender) }
+        let is_lent = lender.is_lent() || cfg!(loom_mutant = "leaving_window_is_not_looked_at_again");
+        if is_lent { None } else { self.free(lender) }
     }
 
     fn free(&mut self, lender: &Lender<Shown>) -> Option<Unreaped> {

@@ -6,7 +6,7 @@
 //! ```text
 //!   word:  | TAKEN_BACK | AWAITED | USED | keepers (29 bits) | loans (32 bits) |
 //!
-//!   lend      no TAKEN_BACK       ─► loans + 1, USED        the borrower has it
+//!   lend                          ─► loans + 1, USED        the borrower has it; if it was TAKEN_BACK, he returns it at once
 //!   ask back  no loans, no USED   ─► TAKEN_BACK             nobody gets it any more; the asker may do with it what it likes
 //!             no loans, USED      ─► no USED                a second chance
 //!             loans               ─► AWAITED                whoever returns the last loan tells the keeper
@@ -81,18 +81,16 @@ impl<T: Lendable> Lender<T> {
     /// Borrows the value; `None` when it has been taken back.
     #[inline]
     pub fn lend(&self) -> Option<Loan<T>> {
-        let word = self.word();
-        let mut old = word.load(Ordering::Relaxed);
-        loop {
-            if old & TAKEN_BACK != 0 && !cfg!(loom_mutant = "taken_back_is_lent_again") {
-                return None;
-            }
-            assert!(old & LOANS != LOANS, "a value is lent to less than 2^32 borrowers");
-            match word.compare_exchange_weak(old, (old + LOAN) | USED, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(Loan(self.0)),
-                Err(found) => old = found,
-            }
+        let old = self.word().fetch_add(LOAN, Ordering::Acquire);
+        assert!(old & LOANS != LOANS, "a value is lent to less than 2^32 borrowers");
+        let loan = Loan(self.0);
+        if old & TAKEN_BACK != 0 && !cfg!(loom_mutant = "taken_back_is_lent_again") {
+            return None;
         }
+        if old & USED == 0 {
+            self.word().fetch_or(USED, Ordering::Relaxed);
+        }
+        Some(loan)
     }
 
     /// Takes the value back if nobody has it and, with `spare_used`, nobody had it since it was last asked back.
