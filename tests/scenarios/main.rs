@@ -19,4 +19,5 @@ mod relocation;
 mod setup;
 mod sharing;
 mod validate;
+mod window_model;
 mod windows;

@@ -470,7 +470,8 @@ fn many_threads_that_want_more_than_there_is_all_get_their_turn() {
                 let device = &device;
                 scope.spawn(move || {
                     for round in 0..2000u64 {
-                        let first = (round * 5 + seed as u64) % 14;
+                        // Of ranges that overlap, a user may keep parts of two windows, which are kept whole.
+                        let first = (round * 5 + seed as u64) % 7 * 2;
                         match buffer.window(pages(first..first + 2)) {
                             Ok(window) => expect_shown(device, buffer, &window, seed as u64),
                             Err(error) => panic!("four times two pages fit into eight: {error}"),
