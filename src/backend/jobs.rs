@@ -49,7 +49,9 @@ impl Ring {
 
     /// How many jobs have not finished.
     pub(crate) fn backlog(&self) -> u64 {
-        self.timeline.allocated() - self.timeline.completed()
+        // In this order: what is completed was allocated before.
+        let completed = self.timeline.completed();
+        self.timeline.allocated() - completed
     }
 
     /// Queues `work` behind the job's fences. Never waits.

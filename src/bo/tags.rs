@@ -72,7 +72,7 @@ impl Buffer {
 
     /// Says otherwise what other devices may do with it. It holds from now on: importers whose maps are not what the buffer
     /// allows or requires any more are [told](crate::Importer::invalidate), and get what it does when they map again. Nothing
-    /// moves before that.
+    /// moves before that. A buffer that may have the BAR again comes back to it as one that was demoted does.
     ///
     /// # Errors
     /// [`Error::FenceSlots`] when there is no memory for the importers' fences; nothing has changed.
@@ -89,8 +89,9 @@ impl Buffer {
 impl Transaction<'_, '_, '_> {
     fn retag(&mut self, slot: Slot, p2p: P2p) {
         let buffer = self.exec.set().arc(slot);
+        let before = buffer.tags.p2p();
         buffer.tags.p2p.store(p2p as usize, Ordering::Relaxed);
-        self.end_maps_against(slot, p2p);
+        self.follow_tag(slot, before, p2p);
         let (_, mut held) = self.exec.split();
         self.manager.ledger.set_rank(buffer.id(), buffer.tags.rank(), &mut held);
     }

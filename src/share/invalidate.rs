@@ -63,16 +63,23 @@ impl Transaction<'_, '_, '_> {
         left
     }
 
-    /// Ends the maps of a buffer that is tagged `p2p` from now on, if they are not what that allows.
-    pub(crate) fn end_maps_against(&mut self, slot: Slot, p2p: P2p) {
+    /// A buffer is tagged otherwise: ends its maps if they are not what the new tag allows, and sees to it that it comes back if
+    /// only the old one kept it out of the BAR.
+    pub(crate) fn follow_tag(&mut self, slot: Slot, before: P2p, now: P2p) {
         let peers = &self.exec.set().state(slot).peers;
-        let against = match p2p {
-            P2p::Never => peers.hold_bar(),
-            P2p::Require => peers.hold_system(None),
-            P2p::Allowed | P2p::Prefer => false,
-        };
-        if against {
-            self.invalidate_peers(slot, InvalidateReason::Retagged);
+        let (hold_bar, hold_system) = (peers.hold_bar(), peers.hold_system(None));
+        match now {
+            P2p::Never => {
+                self.waits_no_more(slot);
+                if hold_bar {
+                    self.invalidate_peers(slot, InvalidateReason::Retagged);
+                }
+            }
+            P2p::Require if hold_system => drop(self.invalidate_peers(slot, InvalidateReason::Retagged)),
+            P2p::Allowed | P2p::Prefer if before == P2p::Never && hold_system => {
+                self.wait_for_promotion(slot)
+            }
+            P2p::Allowed | P2p::Prefer | P2p::Require => {}
         }
     }
 }

@@ -236,7 +236,7 @@ impl Transaction<'_, '_, '_> {
         }
         match bar {
             Bar::Prefix(_) => Ok(None),
-            Bar::Windows(_) => self.show(slot, asked.range.clone()).map(Some),
+            Bar::Windows(_) => self.show(slot, &asked.range).map(Some),
         }
     }
 

@@ -209,8 +209,8 @@ impl Transaction<'_, '_, '_> {
         let state = self.exec.set().state(slot);
         let is_in_vram = state.resource.as_ref().is_some_and(|resource| resource.region == RegionKind::Vram);
         let maps: Vec<Arc<Mapped>> = state.peers.live().cloned().collect();
-        // Who maps it next asks for the BAR anyway.
-        if is_in_vram || maps.is_empty() || state.check_not_lost().is_err() {
+        // It may wait no more by now; and who maps it when nobody has, asks for the BAR anyway.
+        if !state.peers.away || is_in_vram || maps.is_empty() || state.check_not_lost().is_err() {
             self.waits_no_more(slot);
             return Ok(false);
         }
@@ -235,7 +235,7 @@ impl Transaction<'_, '_, '_> {
         Ok(true)
     }
 
-    fn waits_no_more(&mut self, slot: Slot) {
+    pub(super) fn waits_no_more(&mut self, slot: Slot) {
         let manager = self.manager;
         let (set, mut held) = self.exec.split();
         set.state_mut(slot).peers.away = false;

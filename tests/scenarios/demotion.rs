@@ -236,6 +236,25 @@ fn who_was_demoted_comes_back_when_space_returns() {
 }
 
 #[test]
+fn who_is_tagged_never_comes_back_only_when_it_is_allowed_again() {
+    let device = device();
+    let (nic, peer) = Nic::join("nic", &device);
+    let holder = tagged(&device, 6, P2p::Prefer, 1);
+    let taken = mapped(&holder, &peer);
+    let buffer = tagged(&device, 2, P2p::Allowed, 2);
+    let attachment = attach(&buffer, &peer);
+    let map = map_all(&attachment);
+    buffer.set_p2p(P2p::Never).expect("a slot");
+    assert!(map.is_current(), "it is in system memory already");
+    drop((taken, holder));
+    assert_eq!((device.promote(), buffer.region()), (0, SYSTEM));
+    buffer.set_p2p(P2p::Prefer).expect("a slot");
+    soon("the promotion", || buffer.region() == VRAM);
+    assert_eq!(nic.was_told(), [(buffer.id(), InvalidateReason::Promoted)]);
+    expect_peer_reads(&device, &map_all(&attachment), 2);
+}
+
+#[test]
 fn pages_kept_for_a_peer_that_lets_go_are_given_back() {
     let device = device();
     let (_nic, peer) = Nic::join("nic", &device);
