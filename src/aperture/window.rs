@@ -143,8 +143,7 @@ impl Window {
     /// False when a piece is gone already, and the follower must not use it.
     pub fn follow(&self, follower: &Weak<dyn Zap>) -> bool {
         let mut held = Held::in_destructor();
-        let following = |piece: &Loan<Shown>| piece.windows.follow(&piece.lender(), follower, &mut held);
-        self.pieces().map(following).fold(true, |all, one| all && one)
+        self.pieces().all(|piece| piece.windows.follow(&piece.lender(), follower, &mut held))
     }
 
     /// Lets go of it although `fences` are outstanding: whoever uses these BAR pages next waits for them. Takes the aperture

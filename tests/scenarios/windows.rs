@@ -179,7 +179,8 @@ fn scattered_space_serves_a_wide_window_and_one_piece_is_preferred() {
     let device = windows(64, 8);
     let buffer = filled(&device, 32, 1);
     let mut narrow: Vec<_> = (0..8).map(|page| buffer.window(pages(2 * page..2 * page + 1))).collect();
-    narrow.retain(|window| window.as_ref().expect("there is space").extents()[0].addr.0 / P % 2 == 0);
+    narrow
+        .retain(|window| window.as_ref().expect("there is space").extents()[0].addr.0.is_multiple_of(2 * P));
     let wide = buffer.window(pages(20..24)).expect("every other page can be had");
     assert_eq!(wide.extents().len(), 4);
     expect_shown(&device, &buffer, &wide, 1);

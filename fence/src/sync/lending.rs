@@ -263,7 +263,7 @@ mod tests {
 
     /// Says when it is told, and when it is dropped.
     struct Book {
-        told: Arc<Mutex<Vec<&'static str>>>,
+        told: Told,
     }
 
     impl Lendable for Book {
@@ -279,7 +279,9 @@ mod tests {
         }
     }
 
-    fn book() -> (Lender<Book>, Loan<Book>, Arc<Mutex<Vec<&'static str>>>) {
+    type Told = Arc<Mutex<Vec<&'static str>>>;
+
+    fn book() -> (Lender<Book>, Loan<Book>, Told) {
         let told = Arc::default();
         let (lender, loan) = Lender::lent(Book { told: Arc::clone(&told) });
         (lender, loan, told)
