@@ -1,6 +1,7 @@
 //! Importers: other devices, as far as this one has to know them.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 
 use devpagemap_allocator::PAGE_BYTES;
@@ -89,9 +90,18 @@ pub(crate) struct Joined {
 }
 
 impl Joined {
-    /// Tells the importer. One that is gone uses nothing.
+    /// Tells the importer. One that is gone uses nothing, and one that panics is taken by its word no more: half-way through a
+    /// move there is nobody who could do anything about it.
     pub(super) fn invalidate(&self, what: &Invalidated) -> Option<Fence> {
-        self.importer.upgrade()?.invalidate(what)
+        let importer = self.importer.upgrade()?;
+        catch_unwind(AssertUnwindSafe(|| importer.invalidate(what))).unwrap_or_else(|_| {
+            tracing::error!(
+                importer = &*self.name,
+                buffer = what.buffer,
+                "an importer panicked when it was told"
+            );
+            None
+        })
     }
 }
 

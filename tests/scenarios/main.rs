@@ -11,6 +11,7 @@ mod eviction;
 mod faults;
 mod lock_order;
 mod model;
+mod peer_faults;
 mod pipelining;
 mod reach;
 mod relocation;

@@ -1,0 +1,254 @@
+//! Peers, copies and windows that fail: what is lost says so, and everybody else gets on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use devpagemap::{
+    Bar, BarMemory, Buffer, CopyEngine, Device, DeviceMemory, Driver, Error, Fence, FenceError, MemoryLayout,
+    MemoryMap, OnPressure, P2p, P2pLimits, Peer, PeerMap, RegionKind, Result, Route, Size, SoftwareGpu,
+    Timeline, WindowChange,
+};
+
+use crate::setup::importer::*;
+use crate::setup::*;
+
+const VRAM: Option<RegionKind> = Some(RegionKind::Vram);
+const SYSTEM: Option<RegionKind> = Some(RegionKind::System);
+
+/// 8 MiB of VRAM, all of it visible; the gate closes at 3, re-opens at 1, and 6 is the end.
+fn limits() -> P2pLimits {
+    let [reopen, soft, hard, cpu_reserve] = [1, 3, 6, 2].map(Size::mib);
+    P2pLimits { soft, reopen, hard, cpu_reserve }
+}
+
+fn device() -> Lab {
+    builder(8).p2p_limits(limits()).build().expect("a small device")
+}
+
+fn mapped(buffer: &Buffer, peer: &Peer) -> PeerMap {
+    map_all(&buffer.attach(peer).expect("one device"))
+}
+
+#[test]
+fn a_peer_that_fails_is_done_and_the_buffer_arrives() {
+    let device = device();
+    let (nic, peer) = Nic::join("nic", &device);
+    let buffer = filled(&device, 3, 1);
+    let map = mapped(&buffer, &peer);
+    expect_peer_reads(&device, &map, 1);
+    let ring = Timeline::new("nic ring");
+    let point = ring.next_point();
+    nic.is_busy_until(&point);
+    let _evictor = filled(&device, 8, 2);
+    assert_eq!(buffer.region(), SYSTEM);
+    ring.fail(point.seqno(), FenceError::DeviceLost);
+    expect_bytes(&buffer, 1);
+}
+
+#[test]
+fn a_peer_that_hangs_holds_up_its_own_buffer_and_nobody_else() {
+    let device = device();
+    let (nic, peer) = Nic::join("nic", &device);
+    let stuck = filled(&device, 2, 1);
+    let held = mapped(&stuck, &peer);
+    expect_peer_reads(&device, &held, 1);
+    let gate = Gate::closed();
+    nic.is_busy_until(gate.fence());
+    let others = [2, 3].map(|seed| filled(&device, 3, seed));
+    let evictor = vram_buffer(&device, 2);
+    evictor.place_now().expect("the first can go");
+    assert_eq!((stuck.region(), held.is_current()), (SYSTEM, false));
+    for (seed, other) in (2..).zip(&others) {
+        finished(verify(&device, other, seed));
+        expect_bytes(other, seed);
+    }
+    drop(others);
+    let newcomer = filled(&device, 4, 4);
+    expect_bytes(&newcomer, 4);
+    assert_eq!(device.stats().p2p_pending_bytes, 2 * MIB, "its pages count until it is done");
+    let arriving = verify(&device, &stuck, 1).expect("it has a place");
+    assert!(!arriving.is_signaled());
+    // A peer that gives up ends its fences too.
+    drop(gate);
+    finished(Ok(arriving));
+    assert_eq!(device.stats().p2p_pending_bytes, 0);
+}
+
+/// A software GPU whose copies to system memory and whose windows fail when told to.
+struct Failing {
+    gpu: SoftwareGpu,
+    burnt: Arc<AtomicBool>,
+    stiff: AtomicBool,
+}
+
+/// An engine that refuses to copy to system memory.
+struct Burning {
+    engine: Arc<dyn CopyEngine>,
+    burnt: Arc<AtomicBool>,
+}
+
+impl CopyEngine for Burning {
+    fn name(&self) -> &str {
+        self.engine.name()
+    }
+
+    fn submit(
+        &self,
+        chunk: devpagemap::migrate::Chunk,
+        done: devpagemap::migrate::Completion,
+    ) -> Result<(), devpagemap::migrate::EngineError> {
+        let to_system =
+            chunk.route().from.is_some() && chunk.route().to == devpagemap::migrate::Space::System;
+        match to_system && self.burnt.load(Ordering::Acquire) {
+            true => Err(devpagemap::migrate::EngineError::failed("it is burnt")),
+            false => self.engine.submit(chunk, done),
+        }
+    }
+
+    fn reset(&self) -> devpagemap::migrate::Reset {
+        self.engine.reset()
+    }
+}
+
+impl Driver for Failing {
+    fn copy_engines(&self, memory: &DeviceMemory) -> Result<Vec<Arc<dyn CopyEngine>>> {
+        let wrap = |engine| Arc::new(Burning { engine, burnt: self.burnt.clone() }) as Arc<dyn CopyEngine>;
+        Ok(self.gpu.copy_engines(memory)?.into_iter().map(wrap).collect())
+    }
+
+    fn map_vram(&self, layout: &MemoryLayout) -> Result<Option<Arc<dyn MemoryMap>>> {
+        self.gpu.map_vram(layout)
+    }
+
+    fn fallback_engine(&self, memory: &DeviceMemory) -> Option<Arc<dyn CopyEngine>> {
+        let engine = self.gpu.fallback_engine(memory)?;
+        Some(Arc::new(Burning { engine, burnt: self.burnt.clone() }))
+    }
+
+    fn program_windows(&self, change: &WindowChange<'_>) -> Result<Option<Fence>> {
+        let shows = change.entries().iter().any(|entry| entry.shows.is_some());
+        match shows && self.stiff.load(Ordering::Acquire) {
+            true => Err(Error::Driver { action: "program a window", reason: "the table is stiff".into() }),
+            false => self.gpu.program_windows(change),
+        }
+    }
+
+    fn bar_memory(&self, addr: devpagemap::BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
+        self.gpu.bar_memory(addr, len_bytes)
+    }
+}
+
+impl RunsJobs for Failing {
+    fn gpu(&self) -> &SoftwareGpu {
+        &self.gpu
+    }
+}
+
+fn failing(bar: Bar) -> Device<Failing> {
+    let gpu = SoftwareGpu::builder().rings(4).build().expect("threads for the rings");
+    let driver = Failing { gpu, burnt: Arc::default(), stiff: AtomicBool::new(false) };
+    let builder = Device::builder(driver).vram(Size::mib(8)).bar(bar).p2p_limits(limits());
+    builder.system(Size::mib(64)).build().expect("a small device")
+}
+
+#[test]
+fn who_is_lost_on_the_way_out_of_the_bar_says_so_and_the_newcomer_has_its_pages() {
+    let device = failing(Bar::Prefix(Size::mib(8)));
+    let (nic, peer) = (Nic::new("nic"), |nic: &Arc<Nic>| device.join(nic.clone()));
+    let peer = peer(&nic);
+    let doomed = filled(&device, 3, 1);
+    let attachment = doomed.attach(&peer).expect("one device");
+    let _map = map_all(&attachment);
+    device.wait_idle();
+    device.driver().burnt.store(true, Ordering::Release);
+    let newcomer = device.buffer(Size::mib(4)).p2p(P2p::Prefer).create().expect("a buffer");
+    fill(&device, &newcomer, 2).expect("room");
+    let map = mapped(&newcomer, &peer);
+    assert_eq!(way(&map, &newcomer), (Route::PeerToPeer, VRAM));
+    device.wait_idle();
+    let refused = attachment.map(0..MIB);
+    assert!(
+        matches!(&refused, Err(Error::FenceFailed(why)) if why.to_string().contains("burnt")),
+        "{refused:?}"
+    );
+    drop(map);
+    assert_eq!(device.promote(), 0, "there is nothing to bring back");
+    assert_eq!(device.stats().p2p_used_bytes, 0);
+    expect_bytes(&newcomer, 2);
+}
+
+#[test]
+fn who_is_lost_on_the_way_out_is_not_mapped_behind_a_move_that_has_not_failed_yet() {
+    let device = failing(Bar::Prefix(Size::mib(8)));
+    let nic = Nic::new("nic");
+    let peer = device.join(nic.clone());
+    let doomed = filled(&device, 3, 1);
+    let attachment = doomed.attach(&peer).expect("one device");
+    let _map = map_all(&attachment);
+    device.wait_idle();
+    device.driver().burnt.store(true, Ordering::Release);
+    let gate = Gate::closed();
+    nic.is_busy_until(gate.fence());
+    let _evictor = filled(&device, 8, 2);
+    let map = attachment.request(0..MIB).on_pressure(OnPressure::FallBack).map().expect("it has a place");
+    gate.open();
+    let arrived = map.after().wait();
+    assert!(
+        arrived.is_err_and(|error| error.to_string().contains("burnt")),
+        "the map says what became of it"
+    );
+}
+
+#[test]
+fn a_driver_that_refuses_a_window_is_heard_and_nothing_is_charged() {
+    let device = failing(Bar::Windows(Size::mib(8)));
+    let nic = Nic::new("nic");
+    let peer = device.join(nic.clone());
+    let buffer = filled(&device, 1, 1);
+    let attachment = buffer.attach(&peer).expect("one device");
+    device.driver().stiff.store(true, Ordering::Release);
+    let refused = attachment.map(0..MIB);
+    assert!(matches!(&refused, Err(error) if error.to_string().contains("stiff")), "{refused:?}");
+    assert_eq!((device.stats().p2p_used_bytes, buffer.region()), (0, VRAM));
+    device.driver().stiff.store(false, Ordering::Release);
+    let map = map_all(&attachment);
+    assert_eq!((map.route(), device.stats().p2p_used_bytes), (Route::PeerToPeer, MIB));
+    finished(verify(&device, &buffer, 1));
+}
+
+#[test]
+fn without_system_memory_to_fall_back_to_the_map_fails_and_the_buffer_stays() {
+    let device = builder(8).p2p_limits(limits()).system(Size::mib(2)).gtt(Size::mib(2)).build();
+    let device = device.expect("a small device");
+    let (_nic, peer) = Nic::join("nic", &device);
+    let buffer = filled(&device, 4, 1);
+    device.wait_idle();
+    let before = device.stats();
+    let refused = buffer.attach(&peer).expect("one device").map(0..4 * MIB);
+    assert!(matches!(refused, Err(Error::TooLarge { region: RegionKind::System, .. })), "{refused:?}");
+    let after = device.stats();
+    assert_eq!((after.moves, after.p2p_used_bytes, buffer.region()), (before.moves, 0, VRAM));
+    finished(verify(&device, &buffer, 1));
+}
+
+#[test]
+fn a_peer_that_panics_when_it_is_told_takes_nobody_with_it() {
+    struct Fainting;
+    impl devpagemap::Importer for Fainting {
+        fn name(&self) -> &str {
+            "fainting"
+        }
+        fn invalidate(&self, _what: &devpagemap::Invalidated) -> Option<Fence> {
+            panic!("it cannot bear this");
+        }
+    }
+    let device = device();
+    let peer = device.join(Arc::new(Fainting));
+    let buffer = filled(&device, 3, 1);
+    let map = mapped(&buffer, &peer);
+    let evictor = filled(&device, 8, 2);
+    assert_eq!((map.is_current(), buffer.region()), (false, SYSTEM), "it was told");
+    expect_bytes(&buffer, 1);
+    expect_bytes(&evictor, 2);
+    assert_eq!(device.stats().p2p_used_bytes, 0);
+}
