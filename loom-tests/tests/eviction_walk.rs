@@ -50,6 +50,27 @@ fn the_buffer_that_a_walk_waited_for_may_be_pinned_meanwhile() {
     });
 }
 
+/// Two threads, at most three preemptions: a victim is about to be relocated to the very page that somebody else needs. Set aside
+/// for it, that page is on no list until the relocation is done.
+#[test]
+fn a_page_that_is_set_aside_for_a_relocated_buffer_is_waited_for() {
+    explore(Some(3), || {
+        let device = device(2);
+        let page = |page: u64| Place::VRAM.within(page * PAGE..(page + 1) * PAGE);
+        let builder = || device.buffer(Size::bytes(PAGE));
+        let victim = builder().prefer(page(0).desired()).or(Place::VRAM).create().expect("one page fits");
+        victim.place_now().expect("the page is free");
+        let [first, second] = [0, 1].map(|at| builder().prefer(page(at)).create().expect("one page fits"));
+        let other = {
+            let first = first.clone();
+            thread::spawn(move || first.place_now())
+        };
+        assert_eq!((second.place_now(), other.join().expect("no panic")), (Ok(()), Ok(())));
+        check_at_rest(&device, 2, 1);
+        drop((victim, first, second));
+    });
+}
+
 /// Two threads, exhaustive: contiguous bytes, whose owner dies under the walk.
 #[test]
 fn the_owner_of_a_window_may_be_dying() {

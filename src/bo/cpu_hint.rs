@@ -11,8 +11,8 @@
 //! nobody anything.
 //!
 //! Accesses to bytes that the BAR does not show are served by copies of just these bytes. They are counted, and once they have
-//! cost more than a move of the whole buffer would have, the next one moves it. So never more than about twice the best possible is copied,
-//! whatever comes.
+//! cost more than a move of the whole buffer would have, the next one moves it: whoever knew the accesses beforehand would have copied
+//! about half as much at best.
 
 /// How many submissions the hint survives without an access.
 const LIFETIME: u8 = 8;

@@ -33,8 +33,8 @@ use crate::stats::Counters;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CpuAccess {
-    /// As little is moved as possible. A map moves it into the visible part of VRAM when that sends nobody to system memory, else it comes to
-    /// system memory itself. Reads and writes at an offset copy just the bytes that they are about, until a move would have
+    /// As little is moved as possible. A map moves it into the visible part of VRAM when that sends nobody to system memory, else it
+    /// comes to system memory itself. Reads and writes at an offset copy just the bytes that they are about, until a move would have
     /// been cheaper. What is reachable stays where it is.
     #[default]
     Auto,
