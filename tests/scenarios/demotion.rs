@@ -21,7 +21,8 @@ fn device() -> Lab {
 }
 
 fn tagged(device: &Lab, mib: u64, p2p: P2p, seed: u64) -> Buffer {
-    let buffer = device.buffer(Size::mib(mib)).p2p(p2p).create().expect("a buffer that fits");
+    let buffer =
+        device.buffer(Size::mib(mib)).p2p(p2p).write_combined().create().expect("a buffer that fits");
     fill(device, &buffer, seed).expect("room");
     buffer
 }
