@@ -59,7 +59,7 @@ fn the_json_has_the_promised_fields_in_the_promised_order() {
     let expected = "name format events bos batches peak_live_bytes largest_batch_bytes \
         vram_bytes bar_bytes gtt_bytes placement policy data scale seed \
         batches_done batches_failed allocs frees evictions evicted_bytes restores restored_bytes \
-        relocations relocated_bytes moves moved_bytes visibility_moved_bytes bounced_bytes bar_fallbacks cpu_maps cleared_bytes vram_peak_bytes vram_in_use_at_end_bytes fence_waits \
+        relocations relocated_bytes moves moved_bytes visibility_moved_bytes bounced_bytes bar_fallbacks cpu_maps peer_maps demotions cleared_bytes vram_peak_bytes vram_in_use_at_end_bytes fence_waits \
         cpu_waits_in_validate cpu_wait_ns wall_ns copy_bytes_per_s reasons verify";
     assert_eq!(field_names(json, 4), expected.split_whitespace().collect::<Vec<_>>());
     let result = &value["result"];
