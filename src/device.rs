@@ -12,6 +12,7 @@ use crate::aperture::{Bar, P2pLimits, PressureLevel, Windows};
 use crate::backend::{Arena, DeviceMemory};
 use crate::bo::{BufferBuilder, CpuAccess, EvictionPolicy};
 use crate::client::Client;
+use crate::cpu::CpuFaults;
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::Result;
 use crate::events::Events;
@@ -53,6 +54,7 @@ impl<D: Driver> Device<D> {
             policy: EvictionPolicy::default(),
             p2p_limits: None,
             cpu_access: CpuAccess::default(),
+            cpu_faults: CpuFaults::default(),
         }
     }
 
@@ -102,6 +104,13 @@ impl<D: Driver> Device<D> {
         self.manager.wait_idle();
     }
 
+    /// Says that the hardware is gone: unplugged, or beyond reset. CPU maps show [what they were told to](crate::AfterLoss) from now on,
+    /// and whatever is asked of the device is an [`Error::DeviceLost`]. What was submitted is not touched; its fences signal, or fail,
+    /// as the driver says. There is no way back.
+    pub fn declare_lost(&self) {
+        self.manager.declare_lost();
+    }
+
     /// What the device has done so far and holds now.
     pub fn stats(&self) -> Stats {
         self.manager.stats()
@@ -130,6 +139,7 @@ pub struct DeviceBuilder<D> {
     policy: EvictionPolicy,
     p2p_limits: Option<P2pLimits>,
     cpu_access: CpuAccess,
+    cpu_faults: CpuFaults,
 }
 
 impl<D: Driver> DeviceBuilder<D> {
@@ -173,6 +183,11 @@ impl<D: Driver> DeviceBuilder<D> {
         DeviceBuilder { cpu_access: policy, ..self }
     }
 
+    /// How CPU maps follow their buffers.
+    pub fn cpu_faults(self, cpu_faults: CpuFaults) -> DeviceBuilder<D> {
+        DeviceBuilder { cpu_faults, ..self }
+    }
+
     /// Maps the memory and starts the engines.
     ///
     /// # Errors
@@ -192,7 +207,7 @@ impl<D: Driver> DeviceBuilder<D> {
             Some(size) => size.as_bytes(),
             None => machine_memory_bytes(),
         };
-        let arena = Arc::new(Arena::private(system_bytes)?);
+        let arena = Arc::new(Arena::shared("devpagemap-system", system_bytes)?);
         let system = SystemRegion::new(arena.clone(), layout.gtt_bytes)?;
         let driver: Arc<dyn Driver> = Arc::new(self.driver);
         let cpu = DeviceMemory::new(driver.map_vram(&layout)?, visible_bytes, arena);
@@ -213,6 +228,7 @@ impl<D: Driver> DeviceBuilder<D> {
             p2p_marks,
             cpu_access: self.cpu_access,
             queue: queue.build(),
+            cpu_faults: self.cpu_faults,
         });
         Ok(Device { manager, driver: PhantomData })
     }

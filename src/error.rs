@@ -125,6 +125,13 @@ pub enum Error {
         /// What it met.
         why: &'static str,
     },
+    /// A write through a map that was made for reading.
+    ReadOnly {
+        /// The mapped buffer.
+        buffer: u64,
+    },
+    /// The device was declared lost, and its bytes with it.
+    DeviceLost,
     /// The driver refused.
     Driver {
         /// What it was asked to do.
@@ -185,6 +192,8 @@ impl fmt::Display for Error {
             Error::ForeignBuffer { buffer } => write!(f, "buffer {buffer} belongs to another device"),
             Error::ForeignPeer { importer } => write!(f, "{importer} has joined another device"),
             Error::NotPeerCapable { buffer, why } => write!(f, "buffer {buffer} is not peer capable: {why}"),
+            Error::ReadOnly { buffer } => write!(f, "buffer {buffer} was mapped for reading only"),
+            Error::DeviceLost => write!(f, "the device is lost"),
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),
             Error::Unsupported { what } => write!(f, "unsupported: {what}"),

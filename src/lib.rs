@@ -69,6 +69,8 @@ mod share;
 mod size;
 mod stats;
 mod submit;
+#[cfg(not(any(loom, shuttle)))]
+mod uapi;
 
 pub use aperture::{
     Bar, BarAddr, BarExtent, BarMemory, PinnedWindow, Window, WindowChange, WindowEntry, Zap,
@@ -81,7 +83,7 @@ pub use backend::DeviceMemory;
 pub use backend::{JobMemory, SoftwareGpu, SoftwareGpuBuilder};
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
-pub use cpu::{Caching, CpuMap};
+pub use cpu::{AfterLoss, Caching, CpuFaults, CpuMap, CpuMapBuilder};
 pub use device::{Device, DeviceBuilder};
 pub use driver::{Driver, MemoryLayout, Moved};
 pub use error::{Error, Result};

@@ -8,6 +8,7 @@ use devpagemap_allocator::PAGE_BYTES;
 #[cfg(not(any(loom, shuttle)))]
 use devpagemap_fence::Watchdog;
 use devpagemap_fence::lockdep::{self, Signalling};
+use devpagemap_fence::sync::atomic::AtomicBool;
 use devpagemap_fence::sync::thread::Builder;
 use devpagemap_fence::{
     Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, blocking_waits, in_callback, levels,
@@ -18,7 +19,7 @@ use crate::aperture::{Ledger, Marks, Windows};
 use crate::backend::DeviceMemory;
 use crate::bo::{BufferObject, CpuAccess, EvictionPolicy, Placement, Transaction};
 use crate::client::ClientAccount;
-use crate::cpu::Caching;
+use crate::cpu::{Caching, CpuFaults, Faults};
 use crate::driver::{Driver, Moved};
 use crate::error::{Error, Result};
 use crate::events::Hub;
@@ -57,6 +58,10 @@ pub(crate) struct Manager {
     pub(crate) policy: EvictionPolicy,
     /// The last fence of every timeline that was ever queued to: what an idle device has behind it.
     outstanding: Lock<levels::MoveQueue, Outstanding>,
+    /// Who serves touches of CPU mappings. Its own locks.
+    pub(crate) faults: Arc<Faults>,
+    /// Whether it was declared lost. Set once.
+    pub(crate) lost: AtomicBool,
     /// Atomics.
     pub(crate) counters: Counters,
     /// Its own lock.
@@ -113,6 +118,7 @@ pub(crate) struct Parts {
     pub(crate) p2p_marks: Marks,
     pub(crate) cpu_access: CpuAccess,
     pub(crate) queue: MoveQueue,
+    pub(crate) cpu_faults: CpuFaults,
 }
 
 impl Manager {
@@ -136,6 +142,8 @@ impl Manager {
             policy: parts.policy,
             cpu_access: parts.cpu_access,
             outstanding: Lock::new("outstanding fences", Outstanding::new()),
+            faults: Faults::new(parts.cpu_faults),
+            lost: AtomicBool::new(false),
             counters: Counters::default(),
             reasons: Reasons::new(),
             next_buffer_id: AtomicU64::new(1),
@@ -195,6 +203,7 @@ impl Manager {
         mut body: impl FnMut(&mut Transaction<'_, '_, '_>) -> Result<O>,
     ) -> Result<O> {
         lockdep::might_lock::<levels::Tickets>("reservation");
+        self.check_present()?;
         let waits_before = blocking_waits();
         let mut held = Held::enter();
         let mut exec = Exec::new(&mut held);
@@ -206,6 +215,24 @@ impl Manager {
         drop(exec);
         Counters::add(&self.counters.cpu_waits_in_validate, blocking_waits() - waits_before);
         debug_assert!(!matches!(result, Err(Error::Contended)), "a contended transaction restarts");
+        result
+    }
+
+    /// As [`Manager::transact`] with one buffer, unless somebody else holds it; `None` then.
+    pub(crate) fn transact_if_free<O>(
+        self: &Arc<Self>,
+        buffer: &Arc<BufferObject>,
+        mut body: impl FnMut(&mut Transaction<'_, '_, '_>) -> Result<O>,
+    ) -> Result<Option<O>> {
+        lockdep::might_lock::<levels::Tickets>("reservation");
+        self.check_present()?;
+        let mut held = Held::enter();
+        let mut exec = Exec::new(&mut held);
+        let result = exec.run(|exec| match exec.set_mut().try_lock(buffer) {
+            Some(slot) => body(&mut Transaction::new(self, exec, vec![slot])).map(Some),
+            None => Ok(None),
+        });
+        Counters::add(&self.counters.contended_restarts, u64::from(exec.restarts()));
         result
     }
 
@@ -291,6 +318,7 @@ impl Manager {
         let mut held = Held::in_destructor();
         let moves = self.queue().stats();
         let mut stats = self.counters.snapshot();
+        [stats.cpu_touches, stats.cpu_points, stats.cpu_zaps] = self.faults.counters.read();
         stats.copy_busy_ns = moves.busy_ns;
         stats.fallback_bytes = moves.fallback_bytes;
         stats.reasons = self.reasons.snapshot(&mut held);
@@ -336,12 +364,18 @@ impl Drop for Manager {
         self.events.close();
         self.promoter.end();
         let Some(engines) = self.engines.take() else { return };
+        let faults = self.faults.clone();
         let in_callback = in_callback() && !cfg!(loom_mutant = "teardown_waits_in_a_callback");
-        if !in_callback && !engines.driver.is_engine_thread() {
+        let may_wait = !in_callback && !engines.driver.is_engine_thread() && !faults.is_this_thread();
+        let shut_down = move || {
             engines.shut_down();
+            faults.stop();
+        };
+        if may_wait {
+            shut_down();
             return;
         }
-        let last = Builder::new().name("devpagemap-end".into()).spawn(move || engines.shut_down());
+        let last = Builder::new().name("devpagemap-end".into()).spawn(shut_down);
         if let Err(error) = last {
             tracing::error!(%error, "no thread to finish a device's work; what is queued fails");
         }

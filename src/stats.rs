@@ -18,6 +18,12 @@ macro_rules! counters {
         #[non_exhaustive]
         pub struct Stats {
             $($(#[$doc])* pub $name: u64,)*
+            /// Touches of CPU maps that found their bytes away, and slept.
+            pub cpu_touches: u64,
+            /// How often a part of a CPU map was pointed at its bytes.
+            pub cpu_points: u64,
+            /// How often a part of a CPU map was taken away because its buffer moved.
+            pub cpu_zaps: u64,
             /// How long copy engines were busy, summed over engines.
             pub copy_busy_ns: u64,
             /// Bytes that went through the CPU because no engine could copy them.

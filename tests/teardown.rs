@@ -16,7 +16,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use census::Census;
-use devpagemap::{Buffer, CopyEngine, Device, DeviceMemory, Driver, Error, Place, Result, Size, SoftwareGpu};
+use devpagemap::{
+    Buffer, CopyEngine, CpuMap, Device, DeviceMemory, Driver, Error, Place, Result, Size, SoftwareGpu,
+};
 use gate::Gate;
 use jobs::{fill, verify};
 
@@ -38,7 +40,7 @@ fn device() -> Lab {
 }
 
 fn filled(device: &Lab, mib: u64, seed: u64) -> Buffer {
-    let buffer = device.buffer(Size::mib(mib)).create().expect("a buffer that fits");
+    let buffer = device.buffer(Size::mib(mib)).write_combined().create().expect("a buffer that fits");
     fill(device, &buffer, seed).expect("room for it");
     buffer
 }
@@ -88,24 +90,25 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
 /// Everything one can hold of a device; with a gate, the GPU works on the buffer until it opens.
 fn one_of_each(gate: Option<&Gate>) -> Vec<Option<Box<dyn Any>>> {
     let device = device();
-    let (buffer, victim) = (filled(&device, 1, 1), filled(&device, 1, 2));
-    let map = buffer.map().expect("all of VRAM is visible");
+    let (buffer, held) = (filled(&device, 1, 1), filled(&device, 1, 2));
+    let maps = (buffer.map().expect("all of VRAM is visible"), held.vmap().expect("all of VRAM is visible"));
+    touch(&maps.0);
     let work = |buffer: &Buffer| {
         let submission = device.submit().writes(buffer);
         let submission = gate.iter().fold(submission, |submission, gate| submission.after(gate.fence()));
         submission.run(|gpu, job| gpu.run(job, |_| Ok(()))).expect("it is there")
     };
-    let (fence, _ghosts_fence) = (work(&buffer), work(&victim));
+    let (fence, _ghosts_fence) = (work(&buffer), work(&held));
     let evictor = filled(&device, 1, 3);
     let submission = device.submit().writes(&evictor);
     drop(evictor);
     let things: [Box<dyn Any>; 6] = [
         Box::new(device),
         Box::new(buffer),
-        Box::new(map),
+        Box::new(maps),
         Box::new(fence),
         Box::new(submission),
-        Box::new(victim),
+        Box::new(held),
     ];
     things.map(Some).into()
 }
@@ -342,7 +345,7 @@ fn two_devices_do_not_know_each_other() {
         assert_eq!(pattern::check(2, 0, &bytes), Ok(()));
         assert_eq!((second.stats().vram_used_bytes, second.stats().evictions), (2 << 20, 0));
         let once = census::take();
-        assert_eq!((twice.memfds, once.memfds), (2, 1));
+        assert_eq!((twice.memfds, once.memfds), (4, 2), "VRAM and system memory");
         assert_eq!(twice.mappings, 2 * once.mappings);
     });
 }
@@ -393,6 +396,97 @@ fn a_device_that_was_refused_leaves_nothing() {
         let refused = Device::builder(driver).vram(Size::mib(1)).system(Size::mib(1)).build();
         assert!(refused.is_err_and(|error| error.to_string().contains("no firmware")));
     });
+}
+
+/// A device with a buffer that jobs have moved out of the CPU's sight, and a map of it.
+fn mapped_out_of_sight() -> (Lab, Buffer, CpuMap) {
+    let gpu = SoftwareGpu::builder().rings(2).build().expect("threads for the rings");
+    let device = Device::builder(gpu).vram(Size::mib(2)).visible(Size::bytes(0)).system(Size::mib(32));
+    let device = device.build().expect("a small device");
+    let buffer = filled(&device, 1, 1);
+    let map = buffer.mapping().when_touched().map().expect("it asks for nothing yet");
+    (device, buffer, map)
+}
+
+fn touch(map: &CpuMap) -> u8 {
+    // SAFETY: the map is alive, and no job writes the buffer.
+    unsafe { map.as_ptr().read_volatile() }
+}
+
+#[test]
+fn the_last_map_may_be_dropped_right_after_its_bytes_were_brought() {
+    let _alone = alone();
+    for _ in 0..50 {
+        leaves_nothing(|| {
+            let (device, buffer, map) = mapped_out_of_sight();
+            drop((device, buffer));
+            touch(&map);
+            // The fault thread may still hold the buffer, and so be the last.
+            drop(map);
+        });
+    }
+}
+
+#[test]
+fn the_last_map_may_be_dropped_while_another_of_the_same_buffer_is_served() {
+    let _alone = alone();
+    for _ in 0..30 {
+        leaves_nothing(|| {
+            let (device, buffer, map) = mapped_out_of_sight();
+            let others: Vec<_> = (0..4).map(|_| buffer.map().expect("system memory is plenty")).collect();
+            drop((device, buffer));
+            thread::scope(|scope| {
+                for other in others {
+                    scope.spawn(move || touch(&other));
+                }
+                touch(&map);
+                drop(map);
+            });
+        });
+    }
+}
+
+#[test]
+fn the_last_map_may_be_dropped_by_a_job_or_a_fence_callback() {
+    let _alone = alone();
+    for in_callback in [false, true] {
+        leaves_nothing(move || {
+            let (device, buffer, map) = mapped_out_of_sight();
+            touch(&map);
+            let gate = Gate::closed();
+            if in_callback {
+                let last = (map, buffer, device);
+                let hung = gate.fence().on_signal(move |_| drop(last));
+                assert!(hung.is_ok(), "the gate is closed");
+                gate.open();
+                return;
+            }
+            let job = device.submit().reads(&buffer).after(gate.fence()).run(|gpu, job| {
+                gpu.run(job, move |_| {
+                    drop(map);
+                    Ok(())
+                })
+            });
+            drop((buffer, device));
+            gate.open();
+            job.expect("it was there").wait_timeout(FOREVER).expect("the job ran");
+        });
+    }
+}
+
+#[test]
+fn a_device_may_be_lost_and_dropped_while_its_maps_are_touched() {
+    let _alone = alone();
+    for _ in 0..20 {
+        leaves_nothing(|| {
+            let (device, buffer, map) = mapped_out_of_sight();
+            thread::scope(|scope| {
+                scope.spawn(|| touch(&map));
+                device.declare_lost();
+                drop((device, buffer));
+            });
+        });
+    }
 }
 
 #[test]

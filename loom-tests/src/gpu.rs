@@ -112,6 +112,13 @@ pub fn gtt_device(gtt_pages: u64) -> Device<ModelGpu> {
     builder.build().expect("a small device")
 }
 
+/// A device with so many pages of VRAM that the CPU does not see, and a GPU that copies at once.
+pub fn blind_device(pages: u64) -> Device<ModelGpu> {
+    let builder =
+        Device::builder(ModelGpu::new(None)).vram(Size::bytes(pages * PAGE)).visible(Size::bytes(0));
+    builder.system(Size::bytes(64 * PAGE)).build().expect("a small device")
+}
+
 fn build(pages: u64, crank: Option<Arc<Crank>>) -> Device<ModelGpu> {
     let builder = Device::builder(ModelGpu::new(crank)).vram(Size::bytes(pages * PAGE));
     builder.system(Size::bytes(64 * PAGE)).build().expect("a small device")

@@ -37,7 +37,7 @@ fn the_buffer_that_a_walk_waited_for_may_be_pinned_meanwhile() {
         mapped.place_now().expect("the page is free");
         let cpu = {
             let mapped = mapped.clone();
-            thread::spawn(move || drop(mapped.map().expect("it is where the CPU sees it, or comes back")))
+            thread::spawn(move || drop(mapped.vmap().expect("it is where the CPU sees it, or comes back")))
         };
         match buffer(&device).place_now() {
             Ok(()) => {}

@@ -3,6 +3,7 @@
 use crate::address::{Addr, Space};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -16,6 +17,13 @@ use std::sync::Arc;
 pub unsafe trait MemoryMap: Send + Sync {
     /// The memory of the `len_bytes` bytes from `addr` on; `None` when they are not all there, or not contiguous.
     fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>>;
+
+    /// The file that holds the same bytes and the offset in it, for memory that can be mapped a second time. Without it the
+    /// bytes have no other address than the one they resolve to.
+    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        let _ = (addr, len_bytes);
+        None
+    }
 }
 
 /// Memory of this process that stands in for a device's, one block a space, zeroed at first.

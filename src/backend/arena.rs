@@ -1,9 +1,10 @@
 //! A large mapping whose pages appear when they are first touched.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::error::{Error, Result};
 
@@ -14,8 +15,8 @@ pub(crate) struct Arena {
     start: NonNull<u8>,
     /// Constant.
     len_bytes: u64,
-    /// The memfd behind it, so that its pages can be shared; `None` for private memory. Constant.
-    memfd: Option<OwnedFd>,
+    /// The memfd behind it, so that its pages can be mapped twice. Constant.
+    memfd: OwnedFd,
 }
 
 // SAFETY: an Arena is an address and a length. Its bytes are reached only through raw pointers, and who may touch which bytes
@@ -25,22 +26,8 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Private memory, on huge pages where the system has them.
-    pub(crate) fn private(len_bytes: u64) -> Result<Arena> {
-        let len = usize_of(len_bytes)?;
-        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice aliases nothing.
-        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, flags) };
-        let start = mapped(start, "map system memory", len_bytes)?;
-        // SAFETY: the range is the mapping just made. A refusal costs speed only.
-        let _huge = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxHugepage) };
-        Ok(Arena { start, len_bytes, memfd: None })
-    }
-
-    /// Memory behind a memfd.
-    #[cfg(not(any(loom, shuttle)))]
+    /// Memory behind a memfd, on huge pages where the system has them. The name is for those who look at the process.
     pub(crate) fn shared(name: &str, len_bytes: u64) -> Result<Arena> {
-        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
         let len = usize_of(len_bytes)?;
         let io = |action| move |errno: rustix::io::Errno| io_error(action, len_bytes, errno);
         let memfd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
@@ -48,19 +35,20 @@ impl Arena {
         ftruncate(&memfd, len_bytes).map_err(io("size a memfd"))?;
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: a new mapping of a new memfd, at an address of the kernel's choice, aliases nothing.
-        let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, &memfd, 0) };
+        let start = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, &memfd, 0) };
         let start = mapped(start, "map a memfd", len_bytes)?;
-        Ok(Arena { start, len_bytes, memfd: Some(memfd) })
+        // SAFETY: the range is the mapping just made. A refusal costs speed only.
+        let _huge = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxHugepage) };
+        Ok(Arena { start, len_bytes, memfd })
+    }
+
+    /// The file with the same bytes, for mapping them a second time.
+    pub(crate) fn memfd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
     }
 
     pub(crate) fn len_bytes(&self) -> u64 {
         self.len_bytes
-    }
-
-    /// What can be mapped a second time; `None` for private memory.
-    #[cfg(not(any(loom, shuttle)))]
-    pub(crate) fn memfd(&self) -> Option<&OwnedFd> {
-        self.memfd.as_ref()
     }
 
     /// The address of `len_bytes` at `offset_bytes`; `None` when they are not all inside.
@@ -78,10 +66,9 @@ impl Arena {
     /// belong to nobody: the region's allocator says so.
     pub(crate) fn discard(&self, offset_bytes: u64, len_bytes: u64) {
         let Some(start) = self.address(offset_bytes, len_bytes) else { return };
-        let advice = if self.memfd.is_some() { Advice::LinuxRemove } else { Advice::LinuxDontNeed };
         // SAFETY: the range lies within our mapping and, by the contract above, no buffer owns a byte of it. A refusal leaves the
         // memory in use, which is correct.
-        let _refused = unsafe { madvise(start.as_ptr().cast(), len_bytes as usize, advice) };
+        let _refused = unsafe { madvise(start.as_ptr().cast(), len_bytes as usize, Advice::LinuxRemove) };
     }
 }
 
@@ -125,7 +112,7 @@ mod tests {
 
     #[test]
     fn an_address_outside_the_arena_does_not_exist() {
-        let arena = Arena::private(8192).expect("two pages");
+        let arena = Arena::shared("test", 8192).expect("two pages");
         assert!(arena.address(0, 8192).is_some());
         assert!(arena.address(4096, 4097).is_none());
         assert!(arena.address(u64::MAX, 2).is_none());
@@ -133,20 +120,19 @@ mod tests {
 
     #[test]
     fn an_arena_that_the_system_cannot_map_is_an_error_with_its_size() {
-        let error = Arena::private(1 << 62).expect_err("no machine maps 4 EiB");
+        let error = Arena::shared("none", 1 << 62).expect_err("no machine maps 4 EiB");
         assert!(error.to_string().contains(&(1u64 << 62).to_string()), "{error}");
         assert!(Arena::shared("none", 0).is_err());
     }
 
     #[test]
     fn discarded_pages_read_as_zeros() {
-        for arena in [Arena::private(8192).expect("private"), Arena::shared("test", 8192).expect("shared")] {
-            let byte = arena.address(4096, 1).expect("inside");
-            // SAFETY: one byte inside the arena, which only this test uses.
-            unsafe { byte.write(7) };
-            arena.discard(4096, 4096);
-            // SAFETY: as above.
-            assert_eq!(unsafe { byte.read() }, 0);
-        }
+        let arena = Arena::shared("test", 8192).expect("two pages");
+        let byte = arena.address(4096, 1).expect("inside");
+        // SAFETY: one byte inside the arena, which only this test uses.
+        unsafe { byte.write(7) };
+        arena.discard(4096, 4096);
+        // SAFETY: as above.
+        assert_eq!(unsafe { byte.read() }, 0);
     }
 }

@@ -8,7 +8,6 @@
 //! A change whose fences have signalled is made at once. Any other is made by the callback of its last fence, in whatever
 //! thread signals it, as a GPU makes it when its command processor gets there.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
@@ -121,7 +120,7 @@ impl SoftwareBar {
         let shown = self.shown(addr, len_bytes).ok()?;
         let [(offset_bytes, shown_bytes)] = shown[..] else { return None };
         let start = self.vram.address(offset_bytes, shown_bytes)?;
-        Some(BarMemory { file: self.vram.memfd()?.as_fd(), offset_bytes, start })
+        Some(BarMemory { file: self.vram.memfd(), offset_bytes, start })
     }
 
     fn pieces(&self, addr: BarAddr, len: usize) -> Result<Vec<(*mut u8, usize)>> {

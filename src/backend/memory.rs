@@ -1,5 +1,6 @@
 //! A device's memory as the engines and the CPU address it.
 
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -54,6 +55,14 @@ unsafe impl MemoryMap for DeviceMemory {
                 let inside = offset.checked_add(len_bytes)? <= self.vram_limit_bytes;
                 self.vram.as_ref().filter(|_| inside)?.resolve(addr, len_bytes)
             }
+        }
+    }
+
+    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        self.resolve(addr, len_bytes)?;
+        match addr {
+            Addr::System(SysAddr(offset)) => Some((self.system.memfd(), offset)),
+            Addr::Vram(_) => self.vram.as_ref()?.file(addr, len_bytes),
         }
     }
 }

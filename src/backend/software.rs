@@ -6,6 +6,7 @@
 //!                  └ the BAR: a prefix of it, or windows (`bar.rs`)
 //! ```
 
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
@@ -253,5 +254,10 @@ unsafe impl MemoryMap for VramArena {
             Addr::Vram(VramAddr(offset)) => self.0.address(offset, len_bytes),
             Addr::System(_) => None,
         }
+    }
+
+    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        self.resolve(addr, len_bytes)?;
+        Some((self.0.memfd(), addr.offset()))
     }
 }

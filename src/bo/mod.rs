@@ -22,6 +22,6 @@ pub use placement::{Place, Placement};
 pub use reach::CpuAccess;
 
 pub(crate) use object::{Away, BoState, BufferObject};
-pub(crate) use reach::CpuWish;
+pub(crate) use reach::{CpuWish, Reached};
 pub(crate) use validate::{Found, Pass, Transaction};
 pub(crate) use weak::WeakBuffer;

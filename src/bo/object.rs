@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use devpagemap_fence::sync::atomic::AtomicUsize;
 use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage, levels, lockdep};
 
 use super::cpu_hint::CpuHint;
@@ -10,7 +11,7 @@ use super::tags::{Tags, check_priority};
 use super::{Place, Placement};
 use crate::aperture::{BufferWindows, P2p};
 use crate::client::ClientAccount;
-use crate::cpu::Caching;
+use crate::cpu::{Caching, Followers};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::region::{RegionKind, Resource};
@@ -39,6 +40,8 @@ pub(crate) struct BufferObject {
     caching: Caching,
     /// How often it was evicted. Statistics.
     pub(crate) evictions: AtomicU64,
+    /// How many maps keep it where it is. Raised under the reservation, lowered anywhere.
+    pub(crate) holds: AtomicUsize,
     /// See [`WeakBuffer`](super::WeakBuffer).
     #[cfg(any(loom, shuttle))]
     pub(crate) watched: Arc<devpagemap_fence::sync::atomic::AtomicUsize>,
@@ -65,6 +68,8 @@ pub(crate) struct BoState {
     pub(crate) peers: Peers,
     /// Where the BAR shows parts of `resource`.
     pub(crate) windows: BufferWindows,
+    /// The CPU mappings that show its bytes.
+    pub(crate) followers: Followers,
 }
 
 /// Why a buffer left VRAM for system memory.
@@ -312,6 +317,7 @@ impl BufferBuilder {
             placement,
             caching: self.caching,
             evictions: AtomicU64::new(0),
+            holds: AtomicUsize::new(0),
             #[cfg(any(loom, shuttle))]
             watched: Arc::default(),
             reservation: Reservation::new(BoState::default()),

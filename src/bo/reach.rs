@@ -19,7 +19,6 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::Slot;
 
 use super::validate::{Pass, Transaction};
@@ -52,13 +51,6 @@ pub(crate) struct CpuWish {
     pub(crate) caching: Caching,
     /// Which pages of the buffer, from 0.
     pub(crate) pages: Range<u64>,
-}
-
-impl CpuWish {
-    /// All of `buffer`, cached as the buffer's creator allows.
-    pub(crate) fn whole(buffer: &BufferObject) -> CpuWish {
-        CpuWish { caching: buffer.caching(), pages: 0..buffer.footprint_bytes / PAGE_BYTES }
-    }
 }
 
 /// How the CPU reaches a buffer.

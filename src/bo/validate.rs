@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+use devpagemap_fence::sync::atomic::Ordering;
 use devpagemap_fence::{Exec, Fence, FenceSet, Slot, Usage, lockdep};
 use devpagemap_migrate::{MoveRequest, Operation, Urgency};
 
@@ -225,6 +226,9 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
     fn check_not_pinned(&mut self, slot: Slot, buffer: &Arc<BufferObject>) -> Result<()> {
         let (set, mut held) = self.exec.split();
         let Some(resource) = set.state(slot).resource.as_ref() else { return Ok(()) };
+        if buffer.holds.load(Ordering::Acquire) > 0 {
+            return Err(Error::Pinned { buffer: buffer.id(), region: resource.region });
+        }
         let Some(node) = resource.node else { return Ok(()) };
         let pinned = self.manager.with_lru(resource.region, &mut held, |lru| lru.is_pinned(node));
         if pinned {
@@ -300,7 +304,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         (away != Away::Evicted).then_some("visibility: came back to VRAM, which it had left for visibility")
     }
 
-    /// Tells importers, queues the copy into `new` behind all users of the buffer and of the new space, and swaps the resource.
+    /// Takes the bytes away from CPU maps and tells importers, queues the copy into `new` behind all users of the buffer and of the new space, and swaps the resource.
     /// Returns the old one, which is the caller's to give back, and the copy's fence.
     pub(crate) fn queue_bytes(
         &mut self,
@@ -310,6 +314,8 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         mut after: FenceSet,
         urgency: Urgency,
     ) -> (Option<Resource>, Fence) {
+        #[cfg(not(loom_mutant = "mappings_are_zapped_behind_the_copy"))]
+        self.zap_mappings(slot);
         after.merge(&self.invalidate_peers(slot, self.reason));
         let windows = std::mem::take(&mut self.exec.set_mut().state_mut(slot).windows);
         after.merge(&self.manager.hide_windows(windows, &mut self.exec.split().1));
@@ -329,7 +335,10 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         }
         let from = old.as_ref().map(|old| old.region);
         let fence = self.manager.queue_move(self, slot, request, from, &new);
+        #[cfg(loom_mutant = "mappings_are_zapped_behind_the_copy")]
+        self.zap_mappings(slot);
         self.exec.set_mut().state_mut(slot).resource = Some(new);
+        self.settle_mappings(slot);
         (old, fence)
     }
 

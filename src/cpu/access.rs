@@ -22,6 +22,12 @@ impl Buffer {
         if into.is_empty() {
             return Ok(());
         }
+        if may_sleep_when_touched(into) {
+            let mut plain = vec![0; into.len()];
+            self.read_at(offset_bytes, &mut plain)?;
+            into.copy_from_slice(&plain);
+            return Ok(());
+        }
         let len_bytes = into.len() as u64;
         let mut read = || {
             self.when_idle(Usage::Write, |state| {
@@ -49,6 +55,10 @@ impl Buffer {
         if from.is_empty() {
             return Ok(());
         }
+        if may_sleep_when_touched(from) {
+            let plain = Vec::from(from);
+            return self.write_at(offset_bytes, &plain);
+        }
         self.ensure_resource()?;
         let write = || {
             self.when_idle(Usage::Read, |state| {
@@ -73,8 +83,13 @@ impl Buffer {
     }
 
     /// Runs `body` with the reservation held and no fence up to `usage` outstanding.
-    fn when_idle<O>(&self, usage: Usage, mut body: impl FnMut(&mut BoState) -> Result<O>) -> Result<O> {
+    pub(super) fn when_idle<O>(
+        &self,
+        usage: Usage,
+        mut body: impl FnMut(&mut BoState) -> Result<O>,
+    ) -> Result<O> {
         loop {
+            self.0.manager.check_present()?;
             let outstanding = {
                 let mut held = Held::enter();
                 let mut state: Locked<'_, BoState> = self.0.reservation.lock(&mut held);
@@ -107,6 +122,18 @@ impl Buffer {
                 None => transaction.validate(slot, &Placement::system()),
             }
         })
+    }
+}
+
+/// Whether a slice of the caller's is itself a CPU map, of this device or another. It is not touched with a reservation held: the touch
+/// might sleep until that reservation is free.
+fn may_sleep_when_touched(slice: &[u8]) -> bool {
+    #[cfg(not(any(loom, shuttle)))]
+    return super::own_ranges::overlap(slice.as_ptr(), slice.len());
+    #[cfg(any(loom, shuttle))]
+    {
+        let _no_addresses_in_models = slice;
+        false
     }
 }
 

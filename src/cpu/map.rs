@@ -1,51 +1,255 @@
-//! CPU maps: a buffer that stays put where the CPU sees it.
+//! CPU maps: one address for a buffer's bytes, wherever these are.
 
-use devpagemap_fence::{levels, lockdep};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
-use crate::bo::{Buffer, CpuWish};
-use crate::error::Result;
-use crate::region::Pin;
+use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_fence::Held;
+
+use super::address_space::AddressSpace;
+use super::hold::Hold;
+use super::mapping::Mapping;
+use super::{AfterLoss, Caching};
+use crate::bo::{Buffer, CpuWish, WeakBuffer};
+use crate::error::{Error, Result};
 use crate::stats::Counters;
 
-/// A buffer mapped for the CPU. While one exists, a buffer in visible VRAM or in GTT is pinned there. One in System, which the
-/// GPU cannot use, still moves when a submission needs it; the map reads and writes it wherever it is.
+/// A buffer, or a part of it, mapped for the CPU. The address stays while the buffer moves; nothing is pinned, unless the map was
+/// [made so](CpuMapBuilder::pinned) or the kernel offers nothing better (see [`CpuFaults`](crate::CpuFaults)).
 ///
-/// A [write-combined](crate::BufferBuilder::write_combined) buffer was brought into the visible part of VRAM where its placement
-/// allows that; what could not be had is told by [`CpuMap::fell_back`]. Any other is in system memory.
-#[derive(Debug)]
+/// A touch of bytes that are on their way sleeps until they have arrived. One of bytes that the CPU does not reach where they are
+/// brings the buffer where it does. What a touch does not wait for is the GPU's *work* on the bytes: as with any shared memory, it is for
+/// you to wait ([`Buffer::wait`]) before you read what a job writes, and to be done before you submit the next. [`CpuMap::read`] and
+/// [`CpuMap::write`] do wait.
+///
+/// The map keeps its buffer alive, and the buffer its device. It is for this process: a forked child does not have it.
+///
+/// ```
+/// use devpagemap::{Device, Place, Size, SoftwareGpu};
+/// # fn main() -> devpagemap::Result<()> {
+/// let device = Device::builder(SoftwareGpu::builder().build()?).vram(Size::mib(8)).build()?;
+/// let buffer = device.buffer(Size::mib(4)).prefer(Place::VRAM).write_combined().create()?;
+/// let map = buffer.map()?;
+/// // SAFETY: the map is alive, these bytes lie inside, no job uses the buffer and no other thread these bytes.
+/// unsafe { map.as_ptr().add(4096).write(7) };
+///
+/// // Another buffer needs all of VRAM: the first is evicted, and the byte is where it was.
+/// device.buffer(Size::mib(8)).create()?.place_now()?;
+/// assert_eq!(buffer.evictions(), 1);
+/// // SAFETY: as above.
+/// assert_eq!(unsafe { map.as_ptr().add(4096).read() }, 7);
+/// # Ok(())
+/// # }
+/// ```
 pub struct CpuMap {
+    /// The address. Constant.
+    mapping: Arc<Mapping>,
+    /// Keeps the buffer where it is; `None` for a map that follows it. Constant.
+    hold: Option<Hold>,
+    /// Constant.
     buffer: Buffer,
-    pin: Option<Pin>,
+    /// Which of the buffer's bytes. Constant.
+    range: Range<u64>,
+    /// Constant.
+    writable: bool,
+    /// Constant.
     fell_back: Option<&'static str>,
 }
 
+impl fmt::Debug for CpuMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuMap")
+            .field("buffer", &self.buffer.id())
+            .field("range", &self.range)
+            .field("writable", &self.writable)
+            .field("is_pinned", &self.is_pinned())
+            .field("fell_back", &self.fell_back)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Buffer {
-    /// Maps the buffer for the CPU, and waits until its bytes have arrived.
+    /// Maps the buffer for the CPU: brings it where the CPU reaches it, waits until all work on it is done, and keeps it mapped from
+    /// there on, wherever it moves.
     ///
     /// # Errors
-    /// [`Error::Pinned`] when it is pinned where the CPU cannot see it, [`Error::FenceFailed`] when its bytes are
-    /// lost, [`Error::Exhausted`] when neither visible VRAM nor system memory can be had.
+    /// As [`CpuMapBuilder::map`].
     pub fn map(&self) -> Result<CpuMap> {
-        let manager = &self.0.manager;
-        let wish = CpuWish::whole(&self.0);
-        let (pin, fell_back) = manager.transact(std::slice::from_ref(&self.0), |transaction| {
+        self.mapping().map()
+    }
+
+    /// Maps all of the buffer at one address and keeps it where it is as long as the map lives: its touches never wait.
+    ///
+    /// # Errors
+    /// As [`CpuMapBuilder::map`].
+    pub fn vmap(&self) -> Result<CpuMap> {
+        self.mapping().pinned().map()
+    }
+
+    /// Describes a map of a part, for reading only, or with another behaviour.
+    pub fn mapping(&self) -> CpuMapBuilder<'_> {
+        CpuMapBuilder {
+            buffer: self,
+            range: 0..self.size().as_bytes(),
+            writable: true,
+            caching: Caching::Uncached,
+            after_loss: AfterLoss::default(),
+            pinned: false,
+            lazy: false,
+        }
+    }
+}
+
+/// Describes a map to be made.
+#[must_use = "a builder maps nothing until `map`"]
+#[derive(Debug)]
+pub struct CpuMapBuilder<'a> {
+    buffer: &'a Buffer,
+    range: Range<u64>,
+    writable: bool,
+    caching: Caching,
+    after_loss: AfterLoss,
+    pinned: bool,
+    lazy: bool,
+}
+
+impl CpuMapBuilder<'_> {
+    /// Maps only these bytes of the buffer.
+    pub fn range(self, bytes: Range<u64>) -> Self {
+        CpuMapBuilder { range: bytes, ..self }
+    }
+
+    /// Maps for reading only: a write through the address raises `SIGSEGV`, and [`CpuMap::write`] is an error.
+    pub fn read_only(self) -> Self {
+        CpuMapBuilder { writable: false, ..self }
+    }
+
+    /// Asks for bytes that are cached at least so well, beyond what the buffer's creator asked for.
+    pub fn caching(self, caching: Caching) -> Self {
+        CpuMapBuilder { caching, ..self }
+    }
+
+    /// What touches meet when the bytes are lost: with the device, or by a move that failed. Zeros, unless told otherwise.
+    pub fn after_loss(self, after_loss: AfterLoss) -> Self {
+        CpuMapBuilder { after_loss, ..self }
+    }
+
+    /// Keeps the buffer where it is for as long as the map lives. Who needs it elsewhere meanwhile gets [`Error::Pinned`].
+    pub fn pinned(self) -> Self {
+        CpuMapBuilder { pinned: true, ..self }
+    }
+
+    /// Brings nothing anywhere and waits for nothing now; the first touch does.
+    pub fn when_touched(self) -> Self {
+        CpuMapBuilder { lazy: true, ..self }
+    }
+
+    /// Maps it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] for bytes that the buffer does not have, [`Error::InvalidSize`] for none, [`Error::Pinned`] when it is
+    /// pinned where the CPU does not reach it, [`Error::FenceFailed`] when its bytes are lost, [`Error::Exhausted`] when neither
+    /// visible VRAM nor system memory can be had, [`Error::Io`] when the system gives no addresses, [`Error::DeviceLost`].
+    pub fn map(self) -> Result<CpuMap> {
+        self.check_range()?;
+        let manager = &self.buffer.0.manager;
+        manager.check_present()?;
+        let watcher = if self.pinned { None } else { self.watcher()? };
+        let pinned = watcher.is_none();
+        let pages = self.range.start / PAGE_BYTES..self.range.end.div_ceil(PAGE_BYTES);
+        let in_pages = pages.start * PAGE_BYTES..pages.end * PAGE_BYTES;
+        let len_bytes = in_pages.end - in_pages.start;
+        let space = AddressSpace::reserve(watcher, in_pages.start, len_bytes, self.writable)?;
+        let mapping = Mapping::new(
+            WeakBuffer::of(&self.buffer.0),
+            in_pages,
+            CpuWish { caching: self.caching, pages },
+            self.after_loss,
+            manager.cpu.clone(),
+            manager.faults.clone(),
+            space,
+        );
+        let (hold, fell_back) = manager.transact(std::slice::from_ref(&self.buffer.0), |transaction| {
             let slot = transaction.member(0);
-            let reached = transaction.make_reachable(slot, &wish)?;
+            let fell_back = match self.lazy && !pinned {
+                true => None,
+                false => transaction.make_mappable(slot, &mapping)?.fell_back,
+            };
+            let hold = pinned.then(|| transaction.hold(slot));
             transaction.touch_members();
-            Ok((transaction.pin(slot), reached.fell_back))
+            transaction.follow(slot, &mapping);
+            Ok((hold, fell_back))
         })?;
         Counters::count(&manager.counters.cpu_maps);
-        let map = CpuMap { buffer: self.clone(), pin, fell_back };
-        let _submitters_business = manager.wait(&self.fences());
-        self.0.reservation.lock(&mut devpagemap_fence::Held::enter()).check_not_lost()?;
+        let buffer = self.buffer.clone();
+        let CpuMapBuilder { range, writable, lazy, .. } = self;
+        let map = CpuMap { mapping, hold, buffer, range, writable, fell_back };
+        if !lazy || pinned {
+            map.settle_down()?;
+        }
+        // Lost meanwhile: whoever declared it has told the mappings that were there by then, and this one is told by its error.
+        manager.check_present()?;
         Ok(map)
+    }
+
+    fn check_range(&self) -> Result<()> {
+        let (range, size_bytes) = (&self.range, self.buffer.size().as_bytes());
+        if range.start >= range.end {
+            let bytes = range.end.saturating_sub(range.start);
+            return Err(Error::InvalidSize { what: "a CPU map", bytes, why: "are nothing" });
+        }
+        if range.end > size_bytes {
+            let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
+            return Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes });
+        }
+        Ok(())
+    }
+
+    /// Who will be told of touches; `None` when this device's maps pin, which is counted with its reason.
+    fn watcher(&self) -> Result<Option<Arc<super::address_space::Watcher>>> {
+        let manager = &self.buffer.0.manager;
+        match manager.faults.watcher()? {
+            Ok(watcher) => Ok(Some(watcher)),
+            Err(reason) => {
+                manager.reasons.count(reason, &mut Held::in_destructor());
+                Ok(None)
+            }
+        }
     }
 }
 
 impl CpuMap {
-    /// Why the bytes are in system memory although the placement wanted visible VRAM; `None` when they are where it wanted.
+    /// The address of the first mapped byte. It is good for [`CpuMap::len_bytes`] bytes until the map is dropped.
+    ///
+    /// A touch may sleep, as for memory that was swapped out. So touch nothing of a map from a driver's hooks, from the closure of a
+    /// [`Submission`](crate::Submission) or on the way to a fence's signal: what the touch waits for may be waiting for you.
+    pub fn as_ptr(&self) -> *mut u8 {
+        let in_page = self.range.start % PAGE_BYTES;
+        self.mapping.space.start().wrapping_add(in_page as usize)
+    }
+
+    /// How many bytes are mapped.
+    pub fn len_bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Why the bytes were brought to system memory although the buffer may be reached in visible VRAM and wanted to be there; `None`
+    /// when they were brought where it wanted.
     pub fn fell_back(&self) -> Option<&str> {
         self.fell_back
+    }
+
+    /// Whether the buffer stays where it is as long as this map lives.
+    pub fn is_pinned(&self) -> bool {
+        self.hold.is_some()
+    }
+
+    /// Whether system calls may be handed the address: they then wait as other touches do. Where the kernel permits userfaultfd for
+    /// touches from user mode only, they fail with `EFAULT` while the bytes are away; [`CpuMap::populate`] makes that seldom, a pinned
+    /// map never.
+    pub fn takes_system_calls(&self) -> bool {
+        self.hold.is_some() || self.mapping.space.sees_kernel_mode()
     }
 
     /// The mapped buffer.
@@ -53,28 +257,97 @@ impl CpuMap {
         &self.buffer
     }
 
-    /// Reads through the map, after all work that writes the buffer.
+    /// Reads from byte `offset_bytes` of the map on, after all work that writes the buffer.
     ///
     /// # Errors
     /// As [`Buffer::read_at`].
     pub fn read(&self, offset_bytes: u64, into: &mut [u8]) -> Result<()> {
-        self.buffer.read_at(offset_bytes, into)
+        self.buffer.read_at(self.inside(offset_bytes, into.len())?, into)
     }
 
-    /// Writes through the map, after all work that uses the buffer.
+    /// Writes from byte `offset_bytes` of the map on, after all work that uses the buffer.
     ///
     /// # Errors
-    /// As [`Buffer::write_at`].
+    /// As [`Buffer::write_at`]; and [`Error::ReadOnly`].
     pub fn write(&self, offset_bytes: u64, from: &[u8]) -> Result<()> {
-        self.buffer.write_at(offset_bytes, from)
+        if !self.writable {
+            return Err(Error::ReadOnly { buffer: self.buffer.id() });
+        }
+        self.buffer.write_at(self.inside(offset_bytes, from.len())?, from)
     }
-}
 
-impl Drop for CpuMap {
-    fn drop(&mut self) {
-        lockdep::might_lock::<levels::Region>("VRAM region");
-        if let Some(pin) = self.pin.take() {
-            self.buffer.0.manager.unpin(pin);
+    /// Points the whole map at the bytes now, so that touches find them without waiting, until the buffer moves again: brings it where the
+    /// CPU reaches it and waits until the bytes have arrived.
+    ///
+    /// # Errors
+    /// As [`CpuMapBuilder::map`].
+    pub fn populate(&self) -> Result<()> {
+        let buffers = std::slice::from_ref(&self.buffer.0);
+        let arrival = self.buffer.0.manager.transact(buffers, |transaction| {
+            let slot = transaction.member(0);
+            transaction.make_mappable(slot, &self.mapping)?;
+            transaction.settle_mapping(slot, &self.mapping);
+            Ok(transaction.exec.set().state(slot).arrival.clone())
+        })?;
+        self.buffer.0.manager.wait(&arrival)?;
+        self.mapping.point_all(&mut Held::enter());
+        Ok(())
+    }
+
+    /// Takes the map's page-table entries away, as a move of the buffer does; the next touch, or [`CpuMap::populate`], brings them back.
+    /// A pinned map keeps them.
+    pub fn forget(&self) {
+        if self.hold.is_some() {
+            return;
+        }
+        let buffers = std::slice::from_ref(&self.buffer.0);
+        let forgotten = self.buffer.0.manager.transact(buffers, |transaction| {
+            let slot = transaction.member(0);
+            let (_, mut held) = transaction.exec.split();
+            self.mapping.zap(&mut held);
+            transaction.settle_mapping(slot, &self.mapping);
+            Ok(())
+        });
+        debug_assert!(matches!(forgotten, Ok(()) | Err(Error::DeviceLost)), "{forgotten:?}");
+    }
+
+    /// Waits for all work on the buffer, and points a pinned map at its bytes for good.
+    fn settle_down(&self) -> Result<()> {
+        // How that work ended is for whoever holds its fence.
+        let _submitters_business = self.buffer.0.manager.wait(&self.buffer.fences());
+        let mut held = Held::enter();
+        self.buffer.0.reservation.lock(&mut held).check_not_lost()?;
+        if self.hold.is_some() {
+            self.mapping.point_all(&mut held);
+        }
+        Ok(())
+    }
+
+    fn inside(&self, offset_bytes: u64, len: usize) -> Result<u64> {
+        let (len_bytes, size_bytes) = (len as u64, self.len_bytes());
+        match offset_bytes.checked_add(len_bytes) {
+            Some(end) if end <= size_bytes => Ok(self.range.start + offset_bytes),
+            _ => Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes }),
+        }
+    }
+
+    /// A touch, as a model makes it: exchanges the first byte for `value`. Whoever finds the bytes away is the fault thread as well, until
+    /// somebody wakes it.
+    #[cfg(any(loom, shuttle))]
+    pub fn touch(&self, value: u8) -> u8 {
+        let faults = &self.buffer.0.manager.faults;
+        loop {
+            let wakes_before = match self.mapping.space.touch(value) {
+                Ok(found) => return found,
+                Err(wakes) => wakes,
+            };
+            faults.serve(&self.mapping, 0);
+            while self.mapping.space.wakes() == wakes_before {
+                faults.wait_for_news();
+                if faults.work() {
+                    devpagemap_fence::sync::thread::yield_now();
+                }
+            }
         }
     }
 }

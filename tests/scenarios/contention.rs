@@ -140,7 +140,7 @@ fn each_client_can_have_all_memory_that_is_not_pinned() {
     without_deadlock(|| {
         let device = device(8);
         let pinned = filled(&device, 1, 9);
-        let map = pinned.map().expect("all of VRAM is visible");
+        let map = pinned.vmap().expect("all of VRAM is visible");
         take_turns(&device, |_| vram_buffer(&device, 7));
         assert_eq!((map.fell_back(), pinned.evictions()), (None, 0));
         expect_bytes(&pinned, 9);

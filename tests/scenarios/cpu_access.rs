@@ -256,10 +256,10 @@ fn a_read_gives_the_same_during_a_job_that_fails_as_after_it() {
 }
 
 #[test]
-fn a_map_brings_the_buffer_into_the_visible_prefix_and_keeps_it_there() {
+fn a_pinned_map_brings_the_buffer_into_the_visible_prefix_and_keeps_it_there() {
     let device = small_bar();
     let (hidden, other) = (filled(&device, 2, 1), filled(&device, 2, 2));
-    let map = hidden.map().expect("the prefix is free");
+    let map = hidden.vmap().expect("the prefix is free");
     assert_eq!((map.fell_back(), hidden.visible()), (None, true));
     assert_eq!(device.stats().vram_pinned_bytes, 2 * MIB);
     let _crowd: Vec<_> = (0..6).map(|seed| filled(&device, 2, seed)).collect();
@@ -299,7 +299,7 @@ fn a_map_that_the_prefix_cannot_hold_falls_back_to_system_memory_with_the_reason
     assert_eq!(too_large.region(), Some(RegionKind::System));
 
     let (one, two) = (filled(&device, 2, 2), filled(&device, 1, 3));
-    let _keeps_the_prefix = one.map().expect("the prefix is free");
+    let _keeps_the_prefix = one.vmap().expect("the prefix is free");
     let crowded_out = two.map().expect("system memory holds it");
     assert!(crowded_out.fell_back().is_some_and(|why| why.contains("exhausted")), "{crowded_out:?}");
     let stats = device.stats();
@@ -331,10 +331,10 @@ fn a_buffer_mapped_in_system_memory_is_still_the_gpus_to_use_and_the_map_follows
 }
 
 #[test]
-fn a_buffer_mapped_in_gtt_is_not_demoted() {
+fn a_buffer_held_in_gtt_is_not_demoted() {
     let device = builder(4).gtt(Size::mib(4)).build().expect("a device");
     let (mapped, other) = (buffer_at(&device, Place::GTT, 2), buffer_at(&device, Place::GTT, 2));
-    let map = mapped.map().expect("GTT is visible");
+    let map = mapped.vmap().expect("GTT is visible");
     other.place_now().expect("room");
     let newcomer = buffer_at(&device, Place::GTT, 2);
     newcomer.place_now().expect("the other can go");
@@ -359,28 +359,28 @@ fn a_mapped_buffer_may_be_used_by_jobs_where_it_is() {
 }
 
 #[test]
-fn only_the_last_of_several_maps_unpins() {
+fn only_the_last_of_several_pinned_maps_unpins() {
     let device = device(4);
     let buffer = filled(&device, 4, 1);
-    let maps = [buffer.map(), buffer.map()].map(|map| map.expect("it is visible"));
+    let maps = [buffer.vmap(), buffer.vmap()].map(|map| map.expect("it is visible"));
     let newcomer = vram_buffer(&device, 4);
     let [first, second] = maps;
     drop(first);
-    newcomer.place_now().expect_err("it is still mapped");
+    newcomer.place_now().expect_err("it is still held");
     drop(second);
-    newcomer.place_now().expect("nobody maps it any more");
+    newcomer.place_now().expect("nobody holds it any more");
     assert_eq!(device.stats().vram_pinned_bytes, 0);
 }
 
 #[test]
-fn a_map_whose_waiting_fails_leaves_nothing_pinned() {
+fn a_pinned_map_whose_waiting_fails_leaves_nothing_pinned() {
     let device = device(4);
     let buffer = filled(&device, 4, 1);
     device.wait_idle();
     let gate = Gate::closed();
     hold_for_writing(&device, &gate, &buffer);
     let theirs = buffer.clone();
-    let mapper = std::thread::spawn(move || theirs.map().map(|map| map.fell_back().map(str::to_owned)));
+    let mapper = std::thread::spawn(move || theirs.vmap().map(|map| map.fell_back().map(str::to_owned)));
     soon("the mapper's waiting", || device.stats().vram_pinned_bytes > 0);
     drop(gate);
     let mapped = mapper.join().expect("no panic");

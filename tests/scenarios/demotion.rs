@@ -388,7 +388,7 @@ fn a_buffer_that_is_pinned_does_not_make_way_another_does() {
     let (_nic, peer) = Nic::join("nic", &device);
     let buffers = [1, 2].map(|seed| tagged(&device, 2, P2p::Allowed, seed));
     let _maps = buffers.each_ref().map(|buffer| mapped(buffer, &peer));
-    let _pin = buffers[0].map().expect("it is visible");
+    let _pin = buffers[0].vmap().expect("it is visible");
     let newcomer = tagged(&device, 3, P2p::Prefer, 3);
     assert_eq!(mapped(&newcomer, &peer).route(), Route::PeerToPeer);
     assert_eq!(buffers.each_ref().map(|buffer| buffer.region()), [VRAM, SYSTEM]);

@@ -86,10 +86,10 @@ fn victims_get_their_bytes_back_unharmed() {
 }
 
 #[test]
-fn a_mapped_buffer_stays_and_the_others_go() {
+fn a_buffer_that_is_held_by_a_map_stays_and_the_others_go() {
     let device = device(4);
     let buffers = [1, 2].map(|seed| filled(&device, 2, seed));
-    let map = buffers[0].map().expect("all of VRAM is visible");
+    let map = buffers[0].vmap().expect("all of VRAM is visible");
     let _newcomer = filled(&device, 2, 3);
     assert_eq!(buffers.each_ref().map(|buffer| buffer.region()), [VRAM, SYSTEM]);
     drop(map);
@@ -103,7 +103,7 @@ fn a_mapped_buffer_stays_and_the_others_go() {
 fn when_all_is_pinned_vram_is_exhausted_and_says_by_what() {
     let device = device(4);
     let buffers = [1, 2].map(|seed| filled(&device, 1, seed));
-    let maps = buffers.each_ref().map(|buffer| buffer.map().expect("all of VRAM is visible"));
+    let maps = buffers.each_ref().map(|buffer| buffer.vmap().expect("all of VRAM is visible"));
     let newcomer = vram_buffer(&device, 3);
     let before = device.stats();
     let region = RegionKind::Vram;
@@ -215,7 +215,7 @@ fn a_window_that_free_space_makes_up_in_part_evicts_only_the_rest() {
 fn room_that_pinned_buffers_cut_to_pieces_is_fragmented_and_says_how_large_the_pieces_are() {
     let device = device(8);
     let pinned = [2, 5].map(|at| buffer_at(&device, Place::VRAM.within(at * MIB..(at + 1) * MIB), 1));
-    let _maps = pinned.each_ref().map(|buffer| buffer.map().expect("visible"));
+    let _maps = pinned.each_ref().map(|buffer| buffer.vmap().expect("visible"));
     let resident = buffer_at(&device, Place::VRAM.within(0..2 * MIB), 2);
     fill(&device, &resident, 1).expect("room");
     let whole = buffer_at(&device, Place::VRAM.contiguous(), 3);

@@ -1,8 +1,11 @@
 //! Scenarios on the public API, one module a theme. What counts the threads of the process has a process of its own
 //! (`tests/teardown.rs`, `tests/stress.rs`).
 
+#[path = "../setup/child.rs"]
+mod child;
 mod contention;
 mod cpu_access;
+mod cpu_maps;
 mod demotion;
 mod dense_cpu_access;
 mod determinism;
@@ -11,6 +14,7 @@ mod eviction;
 mod faults;
 mod lock_order;
 mod model;
+mod moving_maps;
 mod peer_faults;
 mod pipelining;
 mod reach;
@@ -22,3 +26,5 @@ mod sharing;
 mod validate;
 mod window_model;
 mod windows;
+#[path = "../setup/words.rs"]
+mod words;

@@ -43,7 +43,7 @@ fn a_buffer_that_did_not_opt_in_is_mapped_in_cached_system_memory_even_if_it_was
 fn a_buffer_that_did_not_opt_in_is_mapped_in_gtt_if_it_may_be_there() {
     let device = small_bar();
     let buffer = plain(&device, &[Place::VRAM, Place::GTT], 1);
-    let _map = buffer.map().expect("GTT is plenty");
+    let _held_there = buffer.vmap().expect("GTT is plenty");
     assert_eq!(buffer.region(), GTT);
     finished(verify(&device, &buffer, 1));
     assert_eq!(buffer.region(), GTT, "the GPU reaches it there");

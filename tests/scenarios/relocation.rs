@@ -151,10 +151,10 @@ fn contiguous_bytes_are_made_by_moving_what_lies_in_them_elsewhere_in_vram() {
 }
 
 #[test]
-fn a_mapped_buffer_is_not_relocated() {
+fn a_buffer_that_is_held_by_a_map_is_not_relocated() {
     let device = small_bar();
     let [mapped, other] = spilled::<2>(&device);
-    let map = mapped.map().expect("it is visible");
+    let map = mapped.vmap().expect("it is visible");
     let screen = buffer_at(&device, Place::VRAM.visible(), 2);
     let error = screen.place_now().expect_err("half of the visible part is pinned");
     assert!(matches!(error, Error::Exhausted { pinned_bytes: MIB, .. }), "{error:?}");

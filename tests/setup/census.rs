@@ -7,21 +7,25 @@ use std::fs;
 pub struct Census {
     /// Rings, copy engines and watchdogs.
     pub threads: usize,
-    /// Open files that are VRAM.
+    /// Open files that are memory of devices.
     pub memfds: usize,
-    /// Mappings of those.
+    /// What CPU maps need: a userfaultfd.
+    pub userfaultfds: usize,
+    /// Mappings of the memory.
     pub mappings: usize,
 }
 
 pub fn take() -> Census {
     let names = entries("/proc/self/task").filter_map(|task| fs::read_to_string(task.join("comm")).ok());
     let ours = |name: &String| ["gfx", "sdma", "devpagemap"].iter().any(|prefix| name.starts_with(prefix));
-    let files = entries("/proc/self/fd").filter_map(|file| fs::read_link(file).ok());
+    let files: Vec<_> = entries("/proc/self/fd").filter_map(|file| fs::read_link(file).ok()).collect();
+    let open = |name: &str| files.iter().filter(|file| file.to_string_lossy().contains(name)).count();
     let maps = fs::read_to_string("/proc/self/maps").expect("a process has maps");
     Census {
         threads: names.filter(ours).count(),
-        memfds: files.filter(|file| file.to_string_lossy().contains("devpagemap")).count(),
-        mappings: maps.lines().filter(|line| line.contains("devpagemap-vram")).count(),
+        memfds: open("memfd:devpagemap"),
+        userfaultfds: open("[userfaultfd]"),
+        mappings: maps.lines().filter(|line| line.contains("memfd:devpagemap")).count(),
     }
 }
 

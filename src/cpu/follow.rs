@@ -1,0 +1,87 @@
+//! Where buffers and their mappings meet: a buffer knows who maps it, and whoever moves it tells them.
+
+use std::sync::{Arc, Weak};
+
+use devpagemap_fence::Slot;
+
+use super::mapping::Mapping;
+use crate::bo::{Placement, Reached, Transaction};
+use crate::error::Result;
+use crate::region::RegionKind;
+
+/// The mappings that show a buffer's bytes. Protected by its reservation; whoever drops a mapping may hold no reservation, so the
+/// dead ones are only forgotten when the next is added.
+#[derive(Debug, Default)]
+pub(crate) struct Followers(Vec<Weak<Mapping>>);
+
+impl Followers {
+    fn add(&mut self, mapping: &Arc<Mapping>) {
+        self.0.retain(|follower| follower.strong_count() > 0);
+        self.0.push(Arc::downgrade(mapping));
+    }
+
+    fn alive(&self) -> Vec<Arc<Mapping>> {
+        self.0.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Transaction<'_, '_, '_> {
+    /// Takes the buffer's bytes away from every mapping of it: what has been written through them by now has been written before
+    /// the move that is about to be queued.
+    pub(crate) fn zap_mappings(&mut self, slot: Slot) {
+        let mappings = self.exec.set().state(slot).followers.alive();
+        let (_, mut held) = self.exec.split();
+        for mapping in mappings {
+            mapping.zap(&mut held);
+        }
+    }
+
+    /// Tells every mapping where the buffer's bytes are from now on.
+    pub(crate) fn settle_mappings(&mut self, slot: Slot) {
+        for mapping in self.exec.set().state(slot).followers.alive() {
+            self.settle_mapping(slot, &mapping);
+        }
+    }
+
+    /// Tells one mapping where the bytes are.
+    pub(crate) fn settle_mapping(&mut self, slot: Slot, mapping: &Arc<Mapping>) {
+        let state = self.exec.set().state(slot);
+        let bytes = state.resource.as_ref().filter(|_| self.reaches(slot, mapping)).map(|resource| {
+            (resource.extents.slice(mapping.range.start, mapping.len_bytes()), state.arrival.clone())
+        });
+        let (_, mut held) = self.exec.split();
+        let place = bytes.as_ref().map(|(extents, arrival)| (extents, arrival.clone()));
+        if mapping.settle(place, &mut held) && !cfg!(loom_mutant = "mover_forgets_who_sleeps") {
+            self.manager.faults.post(Arc::downgrade(mapping));
+        }
+    }
+
+    /// Makes a mapping follow the buffer, from where it is now.
+    pub(crate) fn follow(&mut self, slot: Slot, mapping: &Arc<Mapping>) {
+        self.exec.set_mut().state_mut(slot).followers.add(mapping);
+        self.settle_mapping(slot, mapping);
+    }
+
+    /// Brings the buffer where `mapping` can show it.
+    ///
+    /// # Errors
+    /// As `make_reachable`.
+    pub(crate) fn make_mappable(&mut self, slot: Slot, mapping: &Mapping) -> Result<Reached> {
+        let reached = self.make_reachable(slot, &mapping.wish)?;
+        if self.reaches(slot, mapping) {
+            return Ok(reached);
+        }
+        // The driver has an address for it and no file, so its bytes cannot have a second address there.
+        self.validate(slot, &Placement::system())?;
+        Ok(Reached { fell_back: Some(NO_FILE), region: RegionKind::System, ..reached })
+    }
+
+    fn reaches(&self, slot: Slot, mapping: &Mapping) -> bool {
+        let Some(resource) = self.resource(slot) else { return false };
+        let needed = mapping.wish.caching.max(self.exec.set().object(slot).caching());
+        let is_allowed = resource.region != RegionKind::Vram || needed <= self.manager.vram_caching;
+        is_allowed && mapping.can_show(&resource.extents.slice(mapping.range.start, mapping.len_bytes()))
+    }
+}
+
+const NO_FILE: &str = "cpu map: the driver's VRAM cannot be mapped a second time; served from system memory";

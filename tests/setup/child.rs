@@ -1,0 +1,33 @@
+//! Tests that end their process: they run themselves again, and look at how that ends.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+
+const CHILD: &str = "DEVPAGEMAP_TEST_CHILD";
+
+/// Runs `body` in a process of its own, which is this test run again; returns what became of it, and nothing in the child itself.
+/// `test` is the test's full name.
+#[track_caller]
+pub fn in_a_child(test: &str, body: impl FnOnce()) -> Option<Output> {
+    if std::env::var(CHILD).is_ok_and(|name| name == test) {
+        body();
+        return None;
+    }
+    let program = std::env::current_exe().expect("a test has a program");
+    let child = Command::new(program).args(["--exact", test, "--nocapture"]).env(CHILD, test).output();
+    Some(child.expect("the program can be run again"))
+}
+
+/// That the child was killed by `signal`.
+#[track_caller]
+pub fn expect_killed(child: &Output, signal: i32) {
+    let output = String::from_utf8_lossy(&child.stderr);
+    assert_eq!(child.status.signal(), Some(signal), "{:?}: {output}", child.status);
+}
+
+/// That the child ran its test to a good end.
+#[track_caller]
+pub fn expect_success(child: &Output) {
+    let output = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && output.contains("1 passed"), "{:?}: {output}", child.status);
+}
