@@ -34,7 +34,7 @@ pub(super) struct Entry {
     pub(super) lender: Lender<Shown>,
     /// Whom to tell when it is taken.
     pub(super) followers: Vec<Weak<dyn Zap>>,
-    /// What former users still wait for.
+    /// The driver's programming of it, and what former users still wait for.
     pub(super) ends: FenceSet,
     pub(super) standing: Standing,
 }
@@ -66,7 +66,9 @@ impl Table {
 
     /// Adds a window, at the end of the list unless it is fixed.
     pub(super) fn insert(&mut self, lender: Lender<Shown>, fixed: bool) {
-        let entry = Entry { lender, followers: Vec::new(), ends: FenceSet::new(), standing: Standing::Fixed };
+        // Whatever is programmed there next must come behind what makes this window.
+        let ends = lender.after.clone();
+        let entry = Entry { lender, followers: Vec::new(), ends, standing: Standing::Fixed };
         let key = self.entries.insert(entry);
         if !fixed {
             self.link_last(key);
