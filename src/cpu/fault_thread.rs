@@ -134,10 +134,7 @@ fn serve(faults: &Arc<Faults>, watcher: &Watcher, poke: &Poke) {
         }
         poke.clear();
         watcher.read_events(|address| match faults.find(address) {
-            Some((mapping, offset)) => {
-                faults.counters.touched();
-                faults.serve(&mapping, offset);
-            }
+            Some((mapping, offset)) => faults.touched(&mapping, offset),
             // Unmapped meanwhile: whoever touches it has to find out.
             None => {
                 let page = address - address % devpagemap_allocator::PAGE_BYTES as usize;

@@ -62,10 +62,6 @@ pub(crate) struct FaultCounters {
 }
 
 impl FaultCounters {
-    pub(super) fn touched(&self) {
-        self.touches.fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(super) fn pointed(&self) {
         self.points.fetch_add(1, Ordering::Relaxed);
     }
@@ -169,8 +165,14 @@ impl Faults {
         !self.inbox.lock().out_of_reach.is_empty()
     }
 
+    /// Somebody has touched a page that is away.
+    pub(super) fn touched(self: &Arc<Self>, mapping: &Arc<Mapping>, offset: u64) {
+        self.counters.touches.fetch_add(1, Ordering::Relaxed);
+        self.serve(mapping, offset);
+    }
+
     /// Serves one touch, or sees to it that it will be.
-    pub(crate) fn serve(self: &Arc<Self>, mapping: &Arc<Mapping>, offset: u64) {
+    fn serve(self: &Arc<Self>, mapping: &Arc<Mapping>, offset: u64) {
         match mapping.touch(offset, &mut Held::enter()) {
             Touched::Served(range) => mapping.space.wake(range),
             Touched::Parked => {}

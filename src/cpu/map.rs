@@ -341,7 +341,7 @@ impl CpuMap {
                 Ok(found) => return found,
                 Err(wakes) => wakes,
             };
-            faults.serve(&self.mapping, 0);
+            faults.touched(&self.mapping, 0);
             while self.mapping.space.wakes() == wakes_before {
                 faults.wait_for_news();
                 if faults.work() {
