@@ -18,6 +18,7 @@ use devpagemap_fence::{FenceSet, Slot};
 use devpagemap_migrate::Urgency;
 
 use super::importer::InvalidateReason;
+use super::map::Denied;
 use crate::aperture::{Over, Room, Wish};
 use crate::bo::{BufferObject, Found, Pass, Place, Transaction};
 use crate::error::{Error, Result};
@@ -48,15 +49,20 @@ enum Step {
 }
 
 impl Transaction<'_, '_, '_> {
-    /// Has buffers of lower rank than that of `wish` make way. Says whether that freed anything; if they are not enough all
-    /// together, or there is no system memory for them, nobody does.
+    /// Has buffers of lower rank than that of `wish` make way. Says whether they did; if they are not enough all together, nobody
+    /// does.
     ///
     /// # Errors
-    /// [`Error::Contended`]: restart.
-    pub(super) fn demote_for(&mut self, wish: &Wish, over: &Over, room: &mut Room<'_>) -> Result<bool> {
+    /// [`Error::Contended`]: restart. Or `over`, when there is no system memory for them.
+    pub(super) fn demote_for(
+        &mut self,
+        wish: &Wish,
+        over: &Over,
+        room: &mut Room<'_>,
+    ) -> Result<bool, Denied> {
         let mut immovable = HashSet::new();
         loop {
-            let victims = match self.choose_demotions(wish, over, &immovable)? {
+            let victims = match self.choose_demotions(wish, over, &immovable).map_err(Denied::Place)? {
                 Step::Demote(victims) => victims,
                 Step::Again => continue,
                 Step::TooFew => return Ok(false),
@@ -68,13 +74,13 @@ impl Transaction<'_, '_, '_> {
                     return Ok(true);
                 }
                 Err(Error::Pinned { buffer, .. }) => drop(immovable.insert(buffer)),
-                Err(Error::Contended) => return Err(Error::Contended),
+                Err(Error::Contended) => return Err(Denied::Place(Error::Contended)),
                 Err(error) => {
                     self.unlock_bystanders(&[]);
                     tracing::debug!(%error, "nobody is demoted");
                     let (_, mut held) = self.exec.split();
                     self.manager.reasons.count(NO_HOME, &mut held);
-                    return Ok(false);
+                    return Err(Denied::Over(*over));
                 }
             }
         }
@@ -102,7 +108,10 @@ impl Transaction<'_, '_, '_> {
             if !set.state(slot).peers.hold_bar() {
                 // Its last map is just going, and is about to give its pages back.
                 yield_now();
+                #[cfg(not(loom_mutant = "a_map_that_is_going_has_no_pages"))]
                 return Ok(Step::Again);
+                #[cfg(loom_mutant = "a_map_that_is_going_has_no_pages")]
+                return Ok(Step::TooFew);
             }
             victims.push((slot, buffer.0.clone()));
         }

@@ -38,8 +38,12 @@ impl Transaction<'_, '_, '_> {
         if peers.fence_slots() == 0 {
             return left;
         }
+        #[cfg(loom_mutant = "who_is_gone_is_asked_before_the_mark")]
+        let departed = peers.departed();
         let ended = peers.make_stale();
-        left.until = peers.departed();
+        #[cfg(not(loom_mutant = "who_is_gone_is_asked_before_the_mark"))]
+        let departed = peers.departed();
+        left.until = departed;
         let buffer = self.exec.set().object(slot).id();
         for ended in ended {
             left.charges.extend(ended.kept.into_iter().map(|kept| (kept.charge, kept.after)));

@@ -243,15 +243,19 @@ impl Transaction<'_, '_, '_> {
     fn admit(&mut self, asked: &Asked<'_>, wish: &Wish) -> Result<Admitted, Denied> {
         let manager = self.manager;
         let mut room = manager.room();
+        let mut too_few_for = None;
         loop {
             let (_, mut held) = self.exec.split();
             let over = match manager.admit_peer(wish, &mut room, &mut held) {
                 Ok(admitted) => return Ok(admitted),
                 Err(over) => over,
             };
-            let others_make_way = asked.on_pressure == OnPressure::Demote
-                && self.demote_for(wish, &over, &mut room).map_err(Denied::Place)?;
-            if !others_make_way {
+            // Who could make way may have gone after the ledger was asked, and left room: then it answers otherwise now.
+            if asked.on_pressure != OnPressure::Demote || too_few_for == Some(over) {
+                return Err(Denied::Over(over));
+            }
+            too_few_for = (!self.demote_for(wish, &over, &mut room)?).then_some(over);
+            if cfg!(loom_mutant = "the_ledger_is_asked_once") && too_few_for.is_some() {
                 return Err(Denied::Over(over));
             }
         }

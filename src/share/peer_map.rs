@@ -131,26 +131,23 @@ impl Mapped {
     /// Marks it stale. True when that ended it: then what it holds is the caller's to give back. Only for who holds the
     /// reservation.
     pub(super) fn make_stale(&self) -> bool {
-        #[cfg(not(loom_mutant = "a_stale_map_is_looked_at_before_it_is_marked"))]
         let before = self.word.fetch_or(STALE, Ordering::AcqRel);
-        #[cfg(loom_mutant = "a_stale_map_is_looked_at_before_it_is_marked")]
-        let before = {
-            let before = self.word.load(Ordering::Acquire);
-            self.word.fetch_or(STALE, Ordering::AcqRel);
-            before
-        };
         before != 0 && before & STALE == 0
     }
 
     /// One holder less, who uses the bytes until `fences` have signalled. True when that ended the map: then what it holds
     /// is the caller's to give back.
     fn leave(&self, fences: &FenceSet) -> bool {
+        #[cfg(loom_mutant = "a_peer_goes_before_it_says_until_when")]
+        let is_last = self.word.fetch_sub(1, Ordering::AcqRel) == 1;
         // Before the holder is gone: who finds none looks here next.
         if !fences.is_signaled() {
             self.holdings.lock(&mut Held::in_destructor()).until.merge(fences);
             self.attached.departs(fences);
         }
-        self.word.fetch_sub(1, Ordering::AcqRel) == 1
+        #[cfg(not(loom_mutant = "a_peer_goes_before_it_says_until_when"))]
+        let is_last = self.word.fetch_sub(1, Ordering::AcqRel) == 1;
+        is_last
     }
 
     /// What whoever ended the map has to give back to the ledger, and until when it is in use: until `told` has signalled, and

@@ -1,0 +1,74 @@
+//! Importers that let go, against moves of the buffer and against those that want their part of the BAR.
+#![cfg(loom)]
+
+use std::sync::Arc;
+
+use devpagemap::{Fence, Importer, Invalidated, P2p, Place, Route, Size, Timeline};
+use devpagemap_loom_tests::explore;
+use devpagemap_loom_tests::gpu::{PAGE, buffer, first_byte, peer_device, write_page};
+use loom::thread;
+
+/// An importer that is done with everything at one point of its timeline.
+struct Peer {
+    done: Fence,
+}
+
+impl Importer for Peer {
+    fn name(&self) -> &str {
+        "peer"
+    }
+
+    fn invalidate(&self, _what: &Invalidated) -> Option<Fence> {
+        Some(self.done.clone())
+    }
+}
+
+/// Two threads, at most two preemptions: a peer unmaps what it still writes, while the buffer moves. It was told, or has said
+/// itself until when it writes.
+#[test]
+fn what_a_peer_writes_last_goes_along_with_the_buffer() {
+    explore(Some(2), || {
+        let device = peer_device(1, 1);
+        let work = Timeline::new("peer");
+        let done = work.next_point();
+        let importer = device.join(Arc::new(Peer { done: done.clone() }));
+        let shared = buffer(&device);
+        let map = shared.attach(&importer).expect("one device").map(0..PAGE).expect("there is room");
+        assert_eq!(map.route(), Route::PeerToPeer);
+        let peer = {
+            let device = device.clone();
+            thread::spawn(move || {
+                map.unmap_after(done.clone());
+                write_page(&device, 0, 7);
+                work.signal(done.seqno());
+            })
+        };
+        let evictor = buffer(&device);
+        evictor.place_now().expect("the first can go");
+        peer.join().expect("no panic");
+        assert_eq!((first_byte(&shared), first_byte(&evictor)), (7, 0));
+        assert_eq!((device.stats().p2p_used_bytes, device.stats().p2p_pending_bytes), (0, 0));
+    });
+}
+
+/// Two threads, at most two preemptions: the map that would have to make way is just going. Whoever wants its page gets it.
+#[test]
+fn pages_of_a_map_that_is_going_are_waited_for() {
+    explore(Some(2), || {
+        let device = peer_device(2, 2);
+        let work = Timeline::new("peer");
+        let done = work.next_point();
+        work.signal(done.seqno());
+        let importer = device.join(Arc::new(Peer { done })).p2p_limit(Size::bytes(PAGE));
+        let lower = buffer(&device);
+        let preferred = device.buffer(Size::bytes(PAGE)).prefer(Place::VRAM).p2p(P2p::Prefer);
+        let preferred = preferred.create().expect("one page fits");
+        preferred.place_now().expect("there is room");
+        let map = lower.attach(&importer).expect("one device").map(0..PAGE).expect("there is room");
+        let going = thread::spawn(move || drop(map));
+        let newcomer = preferred.attach(&importer).expect("one device").map(0..PAGE).expect("it can be had");
+        assert_eq!(newcomer.why_system(), None);
+        going.join().expect("no panic");
+        assert_eq!((device.stats().p2p_used_bytes, device.stats().p2p_peak_bytes), (PAGE, PAGE));
+    });
+}
