@@ -332,6 +332,49 @@ fn threads_may_race_for_being_the_last() {
     }
 }
 
+/// An importer that keeps its maps in itself, which keep the device alive.
+#[derive(Default)]
+struct Keeper(Mutex<Vec<devpagemap::PeerMap>>);
+
+impl devpagemap::Importer for Keeper {
+    fn name(&self) -> &str {
+        "keeper"
+    }
+
+    fn invalidate(&self, _what: &devpagemap::Invalidated) -> Option<devpagemap::Fence> {
+        let stale: Vec<_> = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(stale);
+        None
+    }
+}
+
+#[test]
+fn a_device_may_go_while_it_brings_buffers_back() {
+    let _alone = alone();
+    for round in 0..60 {
+        leaves_nothing(move || {
+            let device = device();
+            let keeper = std::sync::Arc::new(Keeper::default());
+            let peer = device.join(keeper.clone());
+            let holder = device.buffer(Size::mib(1)).p2p(devpagemap::P2p::Prefer).create().expect("it fits");
+            let taken = holder.attach(&peer).expect("one device").map(0..1 << 20).expect("room");
+            let waiting = filled(&device, 1, 1);
+            let attachment = waiting.attach(&peer).expect("one device");
+            let fell_back = attachment.map(0..1 << 20).expect("system memory");
+            assert!(fell_back.why_system().is_some());
+            keeper.0.lock().expect("nobody panics").push(fell_back);
+            // From here on the promoter is at work, and may be left with the last reference to anything.
+            drop((taken, holder));
+            thread::sleep(Duration::from_micros(round * 10));
+            match round % 3 {
+                0 => drop((device, waiting, attachment, peer, keeper)),
+                1 => drop((keeper, peer, attachment, waiting, device)),
+                _ => drop((waiting, peer, device, keeper, attachment)),
+            }
+        });
+    }
+}
+
 #[test]
 fn two_devices_do_not_know_each_other() {
     let _alone = alone();
