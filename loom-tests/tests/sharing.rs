@@ -36,7 +36,7 @@ fn what_a_peer_writes_last_goes_along_with_the_buffer() {
         let map = shared.attach(&importer).expect("one device").map(0..PAGE).expect("there is room");
         assert_eq!(map.route(), Route::PeerToPeer);
         let peer = {
-            let device = device.clone();
+            let (device, done) = (device.clone(), done.clone());
             thread::spawn(move || {
                 map.unmap_after(done.clone());
                 write_page(&device, 0, 7);
@@ -45,6 +45,8 @@ fn what_a_peer_writes_last_goes_along_with_the_buffer() {
         };
         let evictor = buffer(&device);
         evictor.place_now().expect("the first can go");
+        let has_moved = shared.fences().is_signaled();
+        assert!(!has_moved || done.is_signaled(), "the bytes were copied while the peer writes them");
         peer.join().expect("no panic");
         assert_eq!((first_byte(&shared), first_byte(&evictor)), (7, 0));
         assert_eq!((device.stats().p2p_used_bytes, device.stats().p2p_pending_bytes), (0, 0));

@@ -106,12 +106,14 @@ impl Transaction<'_, '_, '_> {
                 return Ok(Step::Again);
             };
             if !set.state(slot).peers.hold_bar() {
-                // Its last map is just going, and is about to give its pages back.
-                yield_now();
-                #[cfg(not(loom_mutant = "a_map_that_is_going_has_no_pages"))]
-                return Ok(Step::Again);
                 #[cfg(loom_mutant = "a_map_that_is_going_has_no_pages")]
                 return Ok(Step::TooFew);
+                // Its last map is just going, and is about to give its pages back.
+                #[cfg(not(loom_mutant = "a_map_that_is_going_has_no_pages"))]
+                {
+                    yield_now();
+                    return Ok(Step::Again);
+                }
             }
             victims.push((slot, buffer.0.clone()));
         }
