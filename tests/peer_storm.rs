@@ -180,7 +180,8 @@ impl Worker<'_> {
         let at = self.below(self.attachments.len() as u64) as usize;
         let pages = BUFFER_BYTES / PAGE;
         let first = self.below(pages);
-        let count = 1 + self.below(pages - first);
+        // Small ones among large ones: who keeps a page of a large window keeps all of it.
+        let count = if self.below(2) == 0 { 1 } else { 1 + self.below(pages - first) };
         let on_pressure =
             [OnPressure::Demote, OnPressure::FallBack, OnPressure::Refuse][self.below(3) as usize];
         let attachment = &self.attachments[at];

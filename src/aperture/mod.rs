@@ -67,4 +67,5 @@ pub(crate) use ledger::{Account, AccountId, Charge, Ledger, Over, PlaceKey, Wish
 pub(crate) use limits::{Marks, Rank};
 pub(crate) use of_buffer::BufferWindows;
 pub(crate) use pressure::{Admitted, Room};
+pub(crate) use show::Kept;
 pub(crate) use windows::Windows;

@@ -52,6 +52,15 @@ pub(super) struct Cover {
     pub(super) gaps: Vec<Range<u64>>,
 }
 
+/// What windows that stick out of a range mean for who is going to use it.
+#[derive(Debug)]
+pub(super) struct Trimmed {
+    /// Pages that whoever uses the range keeps: those, and what else windows show that others have.
+    pub(super) kept: Range<u64>,
+    /// Windows that nobody has, dead ones among them.
+    pub(super) idle: Vec<Lender<Shown>>,
+}
+
 impl BufferWindows {
     /// The one window that shows all of `pages`.
     #[inline]
@@ -82,6 +91,30 @@ impl BufferWindows {
             }
         }
         cover
+    }
+
+    /// Whoever keeps a part of a window keeps all of it. So this takes out the windows that show a part of `pages`, and more, if
+    /// nobody has them: they are the caller's to hide. Of those that somebody has it says how far they reach. Nobody begins to
+    /// use one meanwhile, as that takes the reservation.
+    pub(super) fn trim(&mut self, pages: &Range<u64>) -> Trimmed {
+        let mut trimmed = Trimmed { kept: pages.clone(), idle: Vec::new() };
+        // Windows do not overlap, so it is the first or the last page of the range through which one sticks out.
+        for page in [pages.start, pages.end - 1] {
+            let Some(number) = self.number_at(page) else { continue };
+            let lender = &self.kept[number].lender;
+            let shown = lender.pages.clone();
+            if pages.start <= shown.start && shown.end <= pages.end {
+                continue;
+            }
+            if lender.is_lent() {
+                let kept = &mut trimmed.kept;
+                *kept = kept.start.min(shown.start)..kept.end.max(shown.end);
+                continue;
+            }
+            trimmed.idle.push(lender.clone());
+            self.remove(number);
+        }
+        trimmed
     }
 
     /// Adds a window, whose pages nothing shows.

@@ -41,6 +41,7 @@ impl Buffer {
         self.transact_window(|transaction, slot| {
             let hold = manager.windows.hold_for_cpu(kept_bytes, &mut transaction.exec.split().1)?;
             transaction.validate_for_window(slot)?;
+            transaction.trim_windows(slot, &pages);
             let window = transaction.show(slot, &bytes)?;
             let pin = transaction.pin(slot);
             Ok(PinnedWindow { window, pin, _hold: hold, manager: manager.clone() })

@@ -15,13 +15,14 @@
 use std::ops::Range;
 
 use devpagemap_allocator::{PAGE_BYTES, Span};
+use devpagemap_fence::sync::lending::Lender;
 use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Fence, FenceSet, Held, Slot, levels, lockdep};
 use devpagemap_migrate::{Addr, Extent, ExtentList, VramAddr};
 
 use super::hunt::{Hunt, Space, Step, zap_all};
-use super::of_buffer::{BufferWindows, Cover};
-use super::window::Window;
+use super::of_buffer::{BufferWindows, Cover, Trimmed};
+use super::window::{Shown, Window};
 use super::{Bar, BarAddr, BarLimit, WindowChange, WindowEntry};
 use crate::bo::{BoState, Buffer, Transaction};
 use crate::error::{Error, Result};
@@ -108,10 +109,45 @@ impl Transaction<'_, '_, '_> {
     /// # Errors
     /// [`Error::ApertureFull`], or what the driver says. Nothing that was shown of this buffer has changed then.
     pub(crate) fn show(&mut self, slot: Slot, bytes: &Range<u64>) -> Result<Window> {
+        self.show_after(slot, bytes, &FenceSet::new())
+    }
+
+    /// As [`show`](Transaction::show); what has to be shown anew is not accessed before `former` has signalled either.
+    pub(crate) fn show_after(&mut self, slot: Slot, bytes: &Range<u64>, former: &FenceSet) -> Result<Window> {
         let manager = self.manager;
         let (set, mut held) = self.exec.split();
-        manager.show(set.state_mut(slot), bytes, &mut held)
+        manager.show(set.state_mut(slot), bytes, former, &mut held)
     }
+
+    /// Prepares a window on `pages` of a locked buffer so that it keeps no more than it must: hides windows that nobody has and
+    /// that show more than these. In a prefix, windows keep nothing. Takes the aperture lock, and calls followers and the driver without it.
+    pub(crate) fn trim_windows(&mut self, slot: Slot, pages: &Range<u64>) -> Kept {
+        let manager = self.manager;
+        if matches!(manager.windows.bar(), Bar::Prefix(_)) {
+            return Kept { pages: pages.clone(), former: FenceSet::new() };
+        }
+        let (set, mut held) = self.exec.split();
+        let Trimmed { kept, idle } = set.state_mut(slot).windows.trim(pages);
+        let former = if idle.is_empty() { FenceSet::new() } else { manager.hide_all(idle, &mut held).ends };
+        Kept { pages: kept, former }
+    }
+}
+
+/// What a window will keep.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// Pages of the buffer: no more than these, as long as its reservation is held.
+    pub(crate) pages: Range<u64>,
+    /// Who may still use other BAR pages that showed some of them until now.
+    pub(crate) former: FenceSet,
+}
+
+/// When windows are gone that were taken away.
+struct Hidden {
+    /// What their former users still wait for.
+    ends: FenceSet,
+    /// When they show nothing any more, after that.
+    hidden: FenceSet,
 }
 
 impl Manager {
@@ -133,21 +169,22 @@ impl Manager {
             return Ok(None);
         }
         state.check_not_lost()?;
-        self.show(state, bytes, held).map(Some)
+        self.show(state, bytes, &FenceSet::new(), held).map(Some)
     }
 
-    /// A window on a buffer that is where the BAR can show it.
+    /// A window on a buffer that is where the BAR can show it. What has to be shown anew waits for `former` too.
     fn show(
         &self,
         state: &mut BoState,
         bytes: &Range<u64>,
+        former: &FenceSet,
         held: &mut Held<'_, levels::Tickets>,
     ) -> Result<Window> {
         let resource = state.resource.as_ref().expect("a buffer that can be shown has a place");
         let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
         let mut cover = state.windows.cover(&pages);
         if !cover.gaps.is_empty() {
-            self.fill(&mut cover, &resource.extents, &mut state.windows, held)?;
+            self.fill(&mut cover, &resource.extents, former, &mut state.windows, held)?;
         }
         Ok(Window::of_pieces(bytes.clone(), cover.loans))
     }
@@ -157,14 +194,16 @@ impl Manager {
         &self,
         cover: &mut Cover,
         extents: &ExtentList,
+        former: &FenceSet,
         windows: &mut BufferWindows,
         held: &mut Held<'_, levels::Tickets>,
     ) -> Result<()> {
         let places = cover.gaps.iter().map(|gap| slice(extents, gap)).collect::<Vec<_>>();
-        let (spans, after) = match self.windows.bar() {
+        let (spans, mut after) = match self.windows.bar() {
             Bar::Prefix(_) => (places.iter().map(vram_spans).collect(), FenceSet::new()),
             Bar::Windows(_) => self.take_and_program(&places, held)?,
         };
+        after.merge(former);
         for (gap, spans) in cover.gaps.drain(..).zip(spans) {
             let (lender, loan) = self.windows.add(gap, spans, after.clone(), held);
             windows.insert(lender);
@@ -254,17 +293,21 @@ impl Manager {
         if windows.is_empty() {
             return FenceSet::new();
         }
+        self.hide_all(windows.into_lenders().collect(), held).hidden
+    }
+
+    /// Takes these windows away, whoever has them.
+    fn hide_all(&self, lenders: Vec<Lender<Shown>>, held: &mut Held<'_, levels::Tickets>) -> Hidden {
         let (mut followers, mut ends) = (Vec::new(), FenceSet::new());
-        let lenders = windows.into_lenders().collect();
         let leaving = self.windows.start_leaving(lenders, &mut followers, &mut ends, held);
         zap_all(followers);
         if leaving.is_empty() {
-            return FenceSet::new();
+            return Hidden { ends, hidden: FenceSet::new() };
         }
         let entries: Vec<_> = leaving.iter().flat_map(|lender| &lender.spans).map(hidden).collect();
         let hidden = self.hide(&entries, &ends, held);
         self.windows.finish_leaving(&leaving, &hidden, held);
-        hidden
+        Hidden { ends, hidden }
     }
 
     /// Has the driver show nothing there. Should it refuse, these pages show what they showed until they are used again.

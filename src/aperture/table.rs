@@ -66,7 +66,7 @@ impl Table {
 
     /// Adds a window, at the end of the list unless it is fixed.
     pub(super) fn insert(&mut self, lender: Lender<Shown>, fixed: bool) {
-        // Whatever is programmed there next must come behind what makes this window.
+        // Nobody may have waited until it shows what it shall, and what its pages show next must come after that.
         let ends = lender.after.clone();
         let entry = Entry { lender, followers: Vec::new(), ends, standing: Standing::Fixed };
         let key = self.entries.insert(entry);

@@ -124,6 +124,11 @@ impl Window {
         extents
     }
 
+    /// Whether what it keeps of the BAR shows nothing but these pages of the buffer.
+    pub(crate) fn keeps_only(&self, pages: &Range<u64>) -> bool {
+        self.pieces().all(|piece| pages.start <= piece.pages.start && piece.pages.end <= pages.end)
+    }
+
     /// What must have signalled before the first access: former users of these BAR pages, and the driver's programming. What
     /// the bytes themselves wait for is told by [`Buffer::fences`](crate::Buffer::fences).
     pub fn after(&self) -> FenceSet {

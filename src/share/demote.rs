@@ -80,7 +80,7 @@ impl Transaction<'_, '_, '_> {
                     tracing::debug!(%error, "nobody is demoted");
                     let (_, mut held) = self.exec.split();
                     self.manager.reasons.count(NO_HOME, &mut held);
-                    return Err(Denied::Over(*over));
+                    return Err(Denied::Over(*over, over.refusal(wish)));
                 }
             }
         }

@@ -12,6 +12,8 @@
 //!   BAR addresses                                     else fall back ─►  system addresses
 //! ```
 //!
+//! Who uses a part of a window keeps all of it. So what the ledger is asked for is what the map will keep, which may be more than its range.
+//!
 //! A buffer is in one place for everybody. So an importer that falls back takes the others along, and who comes to a buffer that
 //! others have mapped in system memory joins them there: the buffer does not go to and fro between them. It comes back for
 //! all of them together (`promote.rs`).
@@ -25,7 +27,7 @@ use devpagemap_fence::{FenceSet, Slot};
 
 use super::attachment::{Attached, Attachment};
 use super::peer_map::{Mapped, NewMap, PeerExtent, PeerMap, page_count, pages_of};
-use crate::aperture::{Admitted, Bar, OnPressure, Over, P2p, PlaceKey, Window, Wish};
+use crate::aperture::{Admitted, Bar, Kept, OnPressure, Over, P2p, PlaceKey, Window, Wish};
 use crate::bo::{BufferObject, Transaction, WeakBuffer};
 use crate::error::{Error, Result};
 use crate::events::{Event, PeerReason};
@@ -115,26 +117,22 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// What the ledger is asked for, about the buffer's place of `generation`.
-    pub(super) fn wish(&self, generation: u64) -> Wish {
-        wish(self.buffer, self.attached, &self.range, generation)
-    }
-
     fn fell_back(&self, reason: PeerReason, missing_pages: u64) -> Event {
         let (buffer, importer) = (self.buffer.id(), self.attached.joined.name.clone());
         Event::FellBack { buffer, importer, reason, missing_pages }
     }
 }
 
+/// What the ledger is asked for, about pages of the buffer at its place of `generation`.
 pub(super) fn wish(
     buffer: &Arc<BufferObject>,
     attached: &Attached,
-    range: &Range<u64>,
+    pages: Range<u64>,
     generation: u64,
 ) -> Wish {
     Wish {
         place: PlaceKey { buffer: buffer.id(), generation },
-        pages: pages_of(range),
+        pages,
         importer: attached.joined.account.id,
         client: buffer.client.id(),
         rank: buffer.tags.rank(),
@@ -151,8 +149,8 @@ struct InBar {
 
 /// Why a map that may be in the BAR is not.
 pub(super) enum Denied {
-    /// The ledger has no room.
-    Over(Over),
+    /// The ledger has no room; and the error that says so.
+    Over(Over, Error),
     /// It cannot be brought to where the BAR shows it, or nothing at all can be done.
     Place(Error),
 }
@@ -200,14 +198,17 @@ impl Transaction<'_, '_, '_> {
     /// Pages in the ledger, the buffer where the BAR can show it, and a window where it takes one.
     fn take_bar(&mut self, slot: Slot, asked: &Asked<'_>) -> Result<InBar, Denied> {
         let moves = !self.is_shown(slot, &asked.range);
-        if !moves {
-            self.name_bar_pages_anew(slot);
-        }
+        let Kept { pages, former } = match moves {
+            true => Kept { pages: pages_of(&asked.range), former: FenceSet::new() },
+            false => self.choose_bar_pages(slot, &asked.range),
+        };
         // A move gives it the next generation, and these pages are of that one.
         let generation = self.exec.set().state(slot).generation + u64::from(moves);
-        let admitted = self.admit(asked, &asked.wish(generation))?;
-        match self.bring_into_bar(slot, asked, moves) {
+        let wish = wish(asked.buffer, asked.attached, pages, generation);
+        let admitted = self.admit(asked, &wish)?;
+        match self.bring_into_bar(slot, asked, moves, &former) {
             Ok(window) => {
+                debug_assert!(window.as_ref().is_none_or(|window| window.keeps_only(&wish.pages)));
                 debug_assert_eq!(self.exec.set().state(slot).generation, generation, "one move, or none");
                 Ok(InBar { admitted, window })
             }
@@ -219,16 +220,30 @@ impl Transaction<'_, '_, '_> {
         }
     }
 
-    /// Where the BAR has windows, a buffer that nobody maps may be shown by other BAR pages than before, while former users of
-    /// those are not done.
-    fn name_bar_pages_anew(&mut self, slot: Slot) {
+    /// What a map keeps of the BAR, and so what it is charged for: what is asked for, and where the BAR has windows, what else those
+    /// show that others have already.
+    ///
+    /// Other BAR pages than before may show these pages then, while former users of those are not done. They count on their own
+    /// if nobody maps the buffer now, whose pages get a new name then. Else they count as one, and so the map queues behind
+    /// those users.
+    fn choose_bar_pages(&mut self, slot: Slot, range: &Range<u64>) -> Kept {
+        let kept = self.trim_windows(slot, &pages_of(range));
+        let has_windows = matches!(self.manager.windows.bar(), Bar::Windows(_));
         let state = self.exec.set_mut().state_mut(slot);
-        if matches!(self.manager.windows.bar(), Bar::Windows(_)) && !state.peers.hold_bar() {
-            state.generation += 1;
+        if !has_windows || state.peers.hold_bar() {
+            return kept;
         }
+        state.generation += 1;
+        Kept { former: FenceSet::new(), ..kept }
     }
 
-    fn bring_into_bar(&mut self, slot: Slot, asked: &Asked<'_>, moves: bool) -> Result<Option<Window>> {
+    fn bring_into_bar(
+        &mut self,
+        slot: Slot,
+        asked: &Asked<'_>,
+        moves: bool,
+        former: &FenceSet,
+    ) -> Result<Option<Window>> {
         let bar = self.manager.windows.bar();
         if moves {
             let shown = asked.buffer.placement().for_peers(bar);
@@ -236,7 +251,7 @@ impl Transaction<'_, '_, '_> {
         }
         match bar {
             Bar::Prefix(_) => Ok(None),
-            Bar::Windows(_) => self.show(slot, &asked.range).map(Some),
+            Bar::Windows(_) => self.show_after(slot, &asked.range, former).map(Some),
         }
     }
 
@@ -252,11 +267,11 @@ impl Transaction<'_, '_, '_> {
             };
             // Who could make way may have gone after the ledger was asked, and left room: then it answers otherwise now.
             if asked.on_pressure != OnPressure::Demote || too_few_for == Some(over) {
-                return Err(Denied::Over(over));
+                return Err(Denied::Over(over, over.refusal(wish)));
             }
             too_few_for = (!self.demote_for(wish, &over, &mut room)?).then_some(over);
             if cfg!(loom_mutant = "the_ledger_is_asked_once") && too_few_for.is_some() {
-                return Err(Denied::Over(over));
+                return Err(Denied::Over(over, over.refusal(wish)));
             }
         }
     }
@@ -313,11 +328,8 @@ impl Transaction<'_, '_, '_> {
 
     /// Falls back to system memory, or says why not.
     fn do_without(&mut self, slot: Slot, asked: &Asked<'_>, denied: Denied) -> Result<Arc<Mapped>> {
-        let generation = self.exec.set().state(slot).generation;
         let (error, reason, missing_pages) = match denied {
-            Denied::Over(over) => {
-                (over.refusal(&asked.wish(generation)), PeerReason::Over(over.limit), over.missing_pages)
-            }
+            Denied::Over(over, error) => (error, PeerReason::Over(over.limit), over.missing_pages),
             Denied::Place(error @ Error::ApertureFull { limit, .. }) => {
                 (error, PeerReason::Over(limit), page_count(&asked.range))
             }

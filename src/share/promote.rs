@@ -27,7 +27,7 @@ use devpagemap_fence::{Held, Lock, Outside, Slot, levels};
 
 use super::importer::InvalidateReason;
 use super::map::wish;
-use super::peer_map::{Mapped, page_count};
+use super::peer_map::{Mapped, page_count, pages_of};
 use crate::aperture::Admitted;
 use crate::bo::{Buffer, BufferObject, Transaction, WeakBuffer};
 use crate::error::Result;
@@ -240,7 +240,8 @@ impl Transaction<'_, '_, '_> {
         manager.promoter.forget(set.object(slot).id(), &mut held);
     }
 
-    /// Charges what is mapped as if it were mapped in the BAR, all of it or nothing.
+    /// Charges what is mapped as if it were mapped in the BAR, all of it or nothing. What is in system memory has no windows
+    /// that would keep more than that.
     fn admit_all(
         &mut self,
         slot: Slot,
@@ -252,7 +253,7 @@ impl Transaction<'_, '_, '_> {
         let generation = set.state(slot).generation + 1;
         let mut admitted = Vec::with_capacity(maps.len());
         for mapped in maps {
-            let wish = wish(buffer, &mapped.attached, &mapped.range, generation);
+            let wish = wish(buffer, &mapped.attached, pages_of(&mapped.range), generation);
             match manager.admit_peer(&wish, &mut manager.room(), &mut held) {
                 Ok(more) => admitted.push(more),
                 Err(_over) => {

@@ -16,6 +16,7 @@ mod lock_order;
 mod model;
 mod moving_maps;
 mod peer_faults;
+mod peer_windows;
 mod pipelining;
 mod reach;
 mod relocation;

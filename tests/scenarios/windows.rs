@@ -277,6 +277,20 @@ fn space_that_a_peer_may_still_use_is_reused_behind_that_peers_fence_and_other_s
 }
 
 #[test]
+fn a_window_that_nobody_waited_for_shows_itself_no_later_than_the_next_one_in_its_place() {
+    let device = windows(32, 2);
+    let gate = Gate::closed();
+    let [first, second, third] = [1, 2, 3].map(|seed| filled(&device, 8, seed));
+    let theirs = first.window(pages(0..2)).expect("there is space");
+    theirs.release_after(&FenceSet::from(gate.fence().clone()));
+    drop(second.window(pages(0..2)).expect("behind the peer"));
+    let last = third.window(pages(0..2)).expect("behind both");
+    assert!(!last.after().is_signaled());
+    gate.open();
+    expect_shown(&device, &third, &last, 3);
+}
+
+#[test]
 fn a_buffer_that_moves_behind_a_peers_fence_gives_its_space_back_behind_it() {
     let device = windows(32, 2);
     let gate = Gate::closed();
