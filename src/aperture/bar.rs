@@ -61,6 +61,12 @@ impl Bar {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BarAddr(pub u64);
 
+impl BarAddr {
+    pub(crate) fn add(self, bytes: u64) -> BarAddr {
+        BarAddr(self.0 + bytes)
+    }
+}
+
 impl fmt::Display for BarAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "bar:{:#x}", self.0)

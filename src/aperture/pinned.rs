@@ -4,11 +4,11 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
-use devpagemap_fence::{levels, lockdep};
+use devpagemap_fence::{Slot, levels, lockdep};
 
 use super::window::Window;
 use super::windows::CpuHold;
-use crate::bo::Buffer;
+use crate::bo::{Buffer, Transaction};
 use crate::error::Result;
 use crate::manager::Manager;
 use crate::region::Pin;
@@ -35,17 +35,26 @@ impl Buffer {
     /// As [`Buffer::window`]; and [`Error::ApertureFull`](crate::Error::ApertureFull) when the CPU's reserve of a BAR of windows is in use
     /// by other pinned windows. Each counts for itself.
     pub fn pin_window(&self, bytes: Range<u64>) -> Result<PinnedWindow> {
-        let pages = self.checked_pages(&bytes)?;
+        self.checked_pages(&bytes)?;
+        self.transact_window(|transaction, slot| transaction.pin_window(slot, &bytes))
+    }
+}
+
+impl Transaction<'_, '_, '_> {
+    /// Shows these bytes of a member, which exist, and keeps it where it is.
+    ///
+    /// # Errors
+    /// As [`Buffer::pin_window`].
+    pub(crate) fn pin_window(&mut self, slot: Slot, bytes: &Range<u64>) -> Result<PinnedWindow> {
+        let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
         let kept_bytes = (pages.end - pages.start) * PAGE_BYTES;
-        let manager = &self.0.manager;
-        self.transact_window(|transaction, slot| {
-            let hold = manager.windows.hold_for_cpu(kept_bytes, &mut transaction.exec.split().1)?;
-            transaction.validate_for_window(slot)?;
-            transaction.trim_windows(slot, &pages);
-            let window = transaction.show(slot, &bytes)?;
-            let pin = transaction.pin(slot);
-            Ok(PinnedWindow { window, pin, _hold: hold, manager: manager.clone() })
-        })
+        let manager = self.manager.clone();
+        let hold = manager.windows.hold_for_cpu(kept_bytes, &mut self.exec.split().1)?;
+        self.validate_for_window(slot)?;
+        self.trim_windows(slot, &pages);
+        let window = self.show(slot, bytes)?;
+        let pin = self.pin(slot);
+        Ok(PinnedWindow { window, pin, _hold: hold, manager })
     }
 }
 

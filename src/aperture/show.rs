@@ -152,7 +152,7 @@ struct Hidden {
 
 impl Manager {
     /// A window on a buffer that the BAR can show where it is; `None` when it has to be placed first.
-    fn show_in_place(
+    pub(crate) fn show_in_place(
         &self,
         state: &mut BoState,
         bytes: &Range<u64>,

@@ -18,7 +18,7 @@
 
 use std::sync::{Arc, Weak};
 
-use devpagemap_allocator::{Request, Span};
+use devpagemap_allocator::{PAGE_BYTES, Request, Span};
 use devpagemap_fence::sync::lending::{Lender, Loan};
 use devpagemap_fence::{FenceSet, Held, Lock, levels};
 
@@ -31,6 +31,9 @@ use crate::region::{Heap, Taken, Unreaped, subtract_all, total_bytes};
 
 /// How many windows are looked at under one hold of the lock.
 const LOOKED_AT_ONCE: usize = 64;
+
+/// A huge page: no window of a CPU map is larger.
+const MOST_CPU_PIECE_BYTES: u64 = 2 << 20;
 
 /// A BAR's windows, of either shape; those of a prefix take no space.
 #[derive(Debug)]
@@ -80,6 +83,17 @@ impl Windows {
         let state =
             State { heap, table: Table::default(), in_transit_bytes: 0, cpu_held_bytes: 0, window_bytes: 0 };
         Ok(Arc::new(Windows { bar, cpu_reserve_bytes, state: Lock::new("windows", state) }))
+    }
+
+    /// How much one window of a CPU map shows at most: so little that there is room for several in what peers leave to the CPU.
+    pub(crate) fn cpu_piece_bytes(&self) -> u64 {
+        let eighth = self.bar.size().as_bytes() / 8;
+        let share = match self.cpu_reserve_bytes {
+            0 => eighth,
+            reserve_bytes => eighth.min(reserve_bytes),
+        };
+        let most = share.clamp(PAGE_BYTES, MOST_CPU_PIECE_BYTES);
+        1 << most.ilog2()
     }
 
     /// The BAR's shape and size.

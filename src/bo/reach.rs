@@ -40,6 +40,10 @@ pub enum CpuAccess {
     /// Every map moves the buffer into the visible part of VRAM if it may be in VRAM at all, wherever it is and whoever has to go; so
     /// does every read or write at an offset that the CPU does not reach. To compare with.
     Visible,
+    /// Where the BAR has [windows](crate::Bar::Windows), every access goes through one if the buffer may be reached in VRAM, and nothing
+    /// is moved: reads and writes at an offset too, however long. `Auto` does so for maps and for short reads and writes, and
+    /// has an engine copy long ones. Where the BAR is a prefix this is `Auto`.
+    Window,
     /// Every access that the CPU does not reach moves it to system memory.
     System,
 }
@@ -85,14 +89,22 @@ impl Transaction<'_, '_, '_> {
             _ if !in_vram && self.is_in_system_memory(slot) => None,
             _ if !in_vram => self.reach_in_system_memory(slot, &buffer, Away::ForCpu).map(|()| None)?,
             CpuAccess::Visible if buffer.placement().names(RegionKind::Vram) => {
-                self.reach_by_evicting(slot, &buffer, &buffer.placement().in_visible_vram())?
+                let in_sight = match self.manager.reaches_by_windows() {
+                    true => buffer.placement().in_vram().expect("it names VRAM"),
+                    false => buffer.placement().in_visible_vram(),
+                };
+                self.reach_by_evicting(slot, &buffer, &in_sight)?
             }
             CpuAccess::Visible => self.reach_by_evicting(slot, &buffer, buffer.placement())?,
-            CpuAccess::Auto if is_new => {
-                self.reach_by_evicting(slot, &buffer, &buffer.placement().for_cpu())?
+            CpuAccess::Auto | CpuAccess::Window if is_new => {
+                let in_sight = match self.manager.reaches_by_windows() {
+                    true => Cow::Borrowed(buffer.placement()),
+                    false => Cow::Owned(buffer.placement().for_cpu()),
+                };
+                self.reach_by_evicting(slot, &buffer, &in_sight)?
             }
-            CpuAccess::Auto | CpuAccess::System if self.is_reachable(slot, &wish.pages) => None,
-            CpuAccess::Auto => self.reach_with_little_moved(slot, &buffer)?,
+            _ if self.is_reachable(slot, &wish.pages) => None,
+            CpuAccess::Auto | CpuAccess::Window => self.reach_with_little_moved(slot, &buffer)?,
             CpuAccess::System => {
                 self.reach_in_system_memory(slot, &buffer, Away::ForCpu)?;
                 None
@@ -113,7 +125,9 @@ impl Transaction<'_, '_, '_> {
 
     fn is_reachable(&self, slot: Slot, pages: &Range<u64>) -> bool {
         let visible_bytes = self.manager.vram.visible_bytes;
-        self.resource(slot).is_some_and(|resource| resource.shows_pages(pages, visible_bytes))
+        self.resource(slot).is_some_and(|resource| {
+            self.manager.reaches_by_windows() || resource.shows_pages(pages, visible_bytes)
+        })
     }
 
     /// The first of these places, which the CPU all sees, evicting others; else system memory.
@@ -165,8 +179,13 @@ impl Transaction<'_, '_, '_> {
     }
 
     /// System memory instead of visible VRAM, which was `refused`; the reason is counted.
-    fn fall_back(&mut self, slot: Slot, buffer: &BufferObject, refused: Error) -> Result<&'static str> {
-        let reason = fallback_reason(&refused).ok_or(refused)?;
+    pub(crate) fn fall_back(
+        &mut self,
+        slot: Slot,
+        buffer: &BufferObject,
+        refused: Error,
+    ) -> Result<&'static str> {
+        let Some(reason) = fallback_reason(&refused) else { return Err(refused) };
         self.reach_in_system_memory(slot, buffer, Away::ForLackOfVisibility)?;
         let (_, mut held) = self.exec.split();
         Counters::count(&self.manager.counters.bar_fallbacks);
@@ -261,6 +280,15 @@ fn fallback_reason(refused: &Error) -> Option<&'static str> {
         }
         Error::Fragmented { region: RegionKind::Vram, .. } => {
             Some("cpu map: the visible part of VRAM is fragmented; served from system memory")
+        }
+        Error::ApertureFull { .. } => {
+            Some("cpu map: users of windows keep all of the BAR; served from system memory")
+        }
+        Error::Unsupported { .. } => {
+            Some("cpu map: the driver shows the CPU no windows; served from system memory")
+        }
+        Error::Driver { .. } | Error::Io { .. } => {
+            Some("cpu map: the driver refused to program a window; served from system memory")
         }
         Error::TooLarge { region: RegionKind::Gtt, .. }
         | Error::Exhausted { region: RegionKind::Gtt, .. } => {

@@ -1,12 +1,13 @@
 //! Reading and writing at an offset, wherever the bytes are just now.
 //!
 //! The reservation is held while bytes are touched, so the buffer cannot move meanwhile; it is let go while waiting, so a
-//! waiter is in nobody's way. Memory that the BAR does not show is reached through a queued copy (`bounce.rs`), or the buffer is moved
-//! when that is cheaper (`approach.rs`).
+//! waiter is in nobody's way. Memory that the BAR does not show is reached through a window (`glimpse.rs`) or a queued copy (`bounce.rs`),
+//! or the buffer is moved when that is cheaper (`approach.rs`).
 
-use devpagemap_fence::{Held, Locked, Usage};
+use devpagemap_fence::{Held, Locked, Usage, levels};
 use devpagemap_migrate::{ExtentList, MemoryMap};
 
+use super::windowed::Piece;
 use crate::backend::DeviceMemory;
 use crate::bo::{BoState, Buffer, Placement};
 use crate::error::{Error, Result};
@@ -30,14 +31,19 @@ impl Buffer {
         }
         let len_bytes = into.len() as u64;
         let mut read = || {
-            self.when_idle(Usage::Write, |state| {
+            self.when_idle(Usage::Write, |state, held| {
                 state.cpu.accessed();
                 let Some(resource) = &state.resource else {
                     into.fill(0);
                     return Ok(true);
                 };
-                let extents = resource.extents.slice(offset_bytes, into.len() as u64);
-                Ok(read_extents(&self.0.manager.cpu, &extents, into))
+                let extents = resource.extents.slice(offset_bytes, len_bytes);
+                let bytes = offset_bytes..offset_bytes + len_bytes;
+                let manager = &self.0.manager;
+                Ok(read_extents(&manager.cpu, &extents, into)
+                    || manager.copy_through_windows(state, &bytes, held, |at, piece| {
+                        read_piece(piece, &mut into[at..])
+                    }))
             })
         };
         if read()? || (self.comes_nearer(offset_bytes, len_bytes)? && read()?) {
@@ -61,11 +67,16 @@ impl Buffer {
         }
         self.ensure_resource()?;
         let write = || {
-            self.when_idle(Usage::Read, |state| {
+            self.when_idle(Usage::Read, |state, held| {
                 state.cpu.accessed();
                 let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
                 let extents = resource.extents.slice(offset_bytes, from.len() as u64);
-                Ok(write_extents(&self.0.manager.cpu, &extents, from))
+                let bytes = offset_bytes..offset_bytes + from.len() as u64;
+                let manager = &self.0.manager;
+                Ok(write_extents(&manager.cpu, &extents, from)
+                    || manager.copy_through_windows(state, &bytes, held, |at, piece| {
+                        write_piece(piece, &from[at..])
+                    }))
             })
         };
         if write()? || (self.comes_nearer(offset_bytes, from.len() as u64)? && write()?) {
@@ -86,7 +97,7 @@ impl Buffer {
     pub(super) fn when_idle<O>(
         &self,
         usage: Usage,
-        mut body: impl FnMut(&mut BoState) -> Result<O>,
+        mut body: impl FnMut(&mut BoState, &mut Held<'_, levels::Tickets>) -> Result<O>,
     ) -> Result<O> {
         loop {
             self.0.manager.check_present()?;
@@ -96,7 +107,8 @@ impl Buffer {
                 let outstanding = state.fences(usage);
                 if outstanding.is_signaled() || cfg!(loom_mutant = "cpu_does_not_wait_for_moves") {
                     state.check_not_lost()?;
-                    return body(&mut state);
+                    let (state, mut held) = state.split();
+                    return body(state, &mut held);
                 }
                 outstanding
             };
@@ -163,6 +175,21 @@ pub(super) fn write_extents(cpu: &DeviceMemory, extents: &ExtentList, from: &[u8
         rest = behind;
     }
     true
+}
+
+/// Copies what is behind a piece to the start of `into`.
+fn read_piece(piece: &Piece<'_>, into: &mut [u8]) {
+    let into = &mut into[..piece.len_bytes as usize];
+    // SAFETY: the driver vouches for so many bytes behind the BAR, whose window is on loan and shows the buffer that the caller has
+    // locked. No writer's fence is outstanding, as in read_extents. `into` is ordinary memory of the caller's.
+    unsafe { std::ptr::copy_nonoverlapping(piece.memory.start.as_ptr(), into.as_mut_ptr(), into.len()) };
+}
+
+/// Copies the start of `from` to what is behind a piece.
+fn write_piece(piece: &Piece<'_>, from: &[u8]) {
+    let from = &from[..piece.len_bytes as usize];
+    // SAFETY: as in read_piece; the caller made sure that no reader's fence is outstanding either.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), piece.memory.start.as_ptr(), from.len()) };
 }
 
 fn resolve(cpu: &DeviceMemory, extents: &ExtentList) -> Option<Vec<(*mut u8, usize)>> {

@@ -43,9 +43,12 @@ impl Buffer {
     }
 
     fn should_move(&self) -> bool {
+        if self.0.is_windowed() {
+            return false;
+        }
         match self.0.manager.cpu_access {
             CpuAccess::Visible | CpuAccess::System => true,
-            CpuAccess::Auto => {
+            CpuAccess::Auto | CpuAccess::Window => {
                 let mut held = Held::enter();
                 let state = self.0.reservation.lock(&mut held);
                 state.cpu.is_worth_a_move(self.0.footprint_bytes)

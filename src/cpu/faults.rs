@@ -4,7 +4,7 @@
 //!   userfaultfd ─► an address ──────────┐                 ┌─► served: wake the toucher
 //!   a mover, an arrival's callback ─► post ─► touch again ─┼─► arriving: a callback on the fence posts the mapping
 //!                                        ▲                ├─► parked: its mover posts it
-//!                                        │                └─► out of reach ─► a transaction on the buffer
+//!                                        │                └─► out of reach, or no window ─► a transaction on the buffer
 //!                                        └── its reservation is taken? once more in a moment
 //! ```
 //!
@@ -15,13 +15,15 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use devpagemap_fence::{FenceSet, Held, Outside};
+use devpagemap_fence::{FenceSet, Held, Outside, Slot};
 
 use super::CpuFaults;
 #[cfg(not(any(loom, shuttle)))]
 use super::fault_thread::FaultThread;
 use super::mapping::{Mapping, Touched};
-use crate::error::Error;
+use super::windowed::Shown;
+use crate::bo::Transaction;
+use crate::error::{Error, Result};
 
 /// How touches of one device's mappings are served, and by whom.
 #[derive(Debug)]
@@ -186,6 +188,31 @@ impl Faults {
         }
     }
 
+    /// Points what somebody sleeps for at windows, as far as the bytes need that and have arrived.
+    fn show_wanted(
+        self: &Arc<Self>,
+        transaction: &mut Transaction<'_, '_, '_>,
+        slot: Slot,
+        mapping: &Arc<Mapping>,
+    ) -> Result<()> {
+        let hidden = mapping.hidden_groups(false, &mut transaction.exec.split().1);
+        for range in hidden {
+            match transaction.show_range(slot, mapping, &range)? {
+                Shown::Done => mapping.space.wake(range),
+                Shown::Queued(window, after) => {
+                    let mapping = mapping.clone();
+                    // The window is on loan until there is somebody who can use it.
+                    let there = move || drop((mapping.post(), window));
+                    if let Err(signalled_meanwhile) = after.on_signaled(there) {
+                        signalled_meanwhile();
+                    }
+                }
+                Shown::FellBack => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
     fn post_when_signaled(self: &Arc<Self>, mapping: &Arc<Mapping>, arrival: &FenceSet) {
         let (faults, mapping) = (self.clone(), Arc::downgrade(mapping));
         let hung = arrival.on_signaled(move || faults.post(mapping));
@@ -196,7 +223,7 @@ impl Faults {
         }
     }
 
-    fn bring(&self, mapping: &Arc<Mapping>) -> Brought {
+    fn bring(self: &Arc<Self>, mapping: &Arc<Mapping>) -> Brought {
         // The buffer is dropped at the end, perhaps as the last of its device.
         let Some(buffer) = mapping.buffer.upgrade() else { return Brought::Settled };
         let manager = &buffer.0.manager;
@@ -204,7 +231,7 @@ impl Faults {
             let slot = transaction.member(0);
             transaction.make_mappable(slot, mapping)?;
             transaction.settle_mapping(slot, mapping);
-            Ok(())
+            self.show_wanted(transaction, slot, mapping)
         });
         match brought {
             Ok(Some(())) => Brought::Settled,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use devpagemap_fence::Slot;
 
-use super::mapping::Mapping;
+use super::mapping::{Mapping, Way};
 use crate::bo::{Placement, Reached, Transaction};
 use crate::error::Result;
 use crate::region::RegionKind;
@@ -46,11 +46,11 @@ impl Transaction<'_, '_, '_> {
     /// Tells one mapping where the bytes are.
     pub(crate) fn settle_mapping(&mut self, slot: Slot, mapping: &Arc<Mapping>) {
         let state = self.exec.set().state(slot);
-        let bytes = state.resource.as_ref().filter(|_| self.reaches(slot, mapping)).map(|resource| {
-            (resource.extents.slice(mapping.range.start, mapping.len_bytes()), state.arrival.clone())
+        let bytes = state.resource.as_ref().zip(self.way(slot, mapping)).map(|(resource, way)| {
+            (resource.extents.slice(mapping.range.start, mapping.len_bytes()), state.arrival.clone(), way)
         });
         let (_, mut held) = self.exec.split();
-        let place = bytes.as_ref().map(|(extents, arrival)| (extents, arrival.clone()));
+        let place = bytes.as_ref().map(|(extents, arrival, way)| (extents, arrival.clone(), *way));
         if mapping.settle(place, &mut held) && !cfg!(loom_mutant = "mover_forgets_who_sleeps") {
             self.manager.faults.post(Arc::downgrade(mapping));
         }
@@ -68,7 +68,7 @@ impl Transaction<'_, '_, '_> {
     /// As `make_reachable`.
     pub(crate) fn make_mappable(&mut self, slot: Slot, mapping: &Mapping) -> Result<Reached> {
         let reached = self.make_reachable(slot, &mapping.wish)?;
-        if self.reaches(slot, mapping) {
+        if self.way(slot, mapping).is_some() {
             return Ok(reached);
         }
         // The driver has an address for it and no file, so its bytes cannot have a second address there.
@@ -76,11 +76,19 @@ impl Transaction<'_, '_, '_> {
         Ok(Reached { fell_back: Some(NO_FILE), region: RegionKind::System, ..reached })
     }
 
-    fn reaches(&self, slot: Slot, mapping: &Mapping) -> bool {
-        let Some(resource) = self.resource(slot) else { return false };
+    /// How a mapping shows the buffer where it is; `None` when it cannot.
+    pub(super) fn way(&self, slot: Slot, mapping: &Mapping) -> Option<Way> {
+        let resource = self.resource(slot)?;
         let needed = mapping.wish.caching.max(self.exec.set().object(slot).caching());
-        let is_allowed = resource.region != RegionKind::Vram || needed <= self.manager.vram_caching;
-        is_allowed && mapping.can_show(&resource.extents.slice(mapping.range.start, mapping.len_bytes()))
+        if resource.region == RegionKind::Vram && needed > self.manager.vram_caching {
+            return None;
+        }
+        if mapping.can_show(&resource.extents.slice(mapping.range.start, mapping.len_bytes())) {
+            return Some(Way::Direct);
+        }
+        let piece_bytes = self.manager.windows.cpu_piece_bytes();
+        let is_windowed = resource.region == RegionKind::Vram && self.manager.reaches_by_windows();
+        is_windowed.then_some(Way::Windows { piece_bytes })
     }
 }
 

@@ -10,7 +10,9 @@ use devpagemap_fence::Held;
 use super::address_space::AddressSpace;
 use super::hold::Hold;
 use super::mapping::Mapping;
+use super::windowed::Shown;
 use super::{AfterLoss, Caching};
+use crate::aperture::PinnedWindow;
 use crate::bo::{Buffer, CpuWish, WeakBuffer};
 use crate::error::{Error, Result};
 use crate::stats::Counters;
@@ -47,6 +49,8 @@ pub struct CpuMap {
     mapping: Arc<Mapping>,
     /// Keeps the buffer where it is; `None` for a map that follows it. Constant.
     hold: Option<Hold>,
+    /// Shows a buffer that is kept where only windows show it. Constant.
+    window: Option<PinnedWindow>,
     /// Constant.
     buffer: Buffer,
     /// Which of the buffer's bytes. Constant.
@@ -150,7 +154,8 @@ impl CpuMapBuilder<'_> {
     /// # Errors
     /// [`Error::OutOfBounds`] for bytes that the buffer does not have, [`Error::InvalidSize`] for none, [`Error::Pinned`] when it is
     /// pinned where the CPU does not reach it, [`Error::FenceFailed`] when its bytes are lost, [`Error::Exhausted`] when neither
-    /// visible VRAM nor system memory can be had, [`Error::Io`] when the system gives no addresses, [`Error::DeviceLost`].
+    /// visible VRAM nor system memory can be had, [`Error::ApertureFull`] for a pinned map when other pinned maps and windows have the CPU's
+    /// reserve of a BAR of windows, [`Error::Io`] when the system gives no addresses, [`Error::DeviceLost`].
     pub fn map(self) -> Result<CpuMap> {
         self.check_range()?;
         let manager = &self.buffer.0.manager;
@@ -170,21 +175,28 @@ impl CpuMapBuilder<'_> {
             manager.faults.clone(),
             space,
         );
-        let (hold, fell_back) = manager.transact(std::slice::from_ref(&self.buffer.0), |transaction| {
-            let slot = transaction.member(0);
-            let fell_back = match self.lazy && !pinned {
-                true => None,
-                false => transaction.make_mappable(slot, &mapping)?.fell_back,
-            };
-            let hold = pinned.then(|| transaction.hold(slot));
-            transaction.touch_members();
-            transaction.follow(slot, &mapping);
-            Ok((hold, fell_back))
-        })?;
+        let (hold, window, fell_back) =
+            manager.transact(std::slice::from_ref(&self.buffer.0), |transaction| {
+                let slot = transaction.member(0);
+                let mut fell_back = match self.lazy && !pinned {
+                    true => None,
+                    false => transaction.make_mappable(slot, &mapping)?.fell_back,
+                };
+                let (window, no_window) = match (pinned, self.lazy) {
+                    (true, _) => transaction.keep_window(slot, &mapping, self.pinned)?,
+                    (false, false) => (None, transaction.try_window(slot, &mapping)?),
+                    (false, true) => (None, None),
+                };
+                fell_back = fell_back.or(no_window);
+                let hold = pinned.then(|| transaction.hold(slot));
+                transaction.touch_members();
+                transaction.follow(slot, &mapping);
+                Ok((hold, window, fell_back))
+            })?;
         Counters::count(&manager.counters.cpu_maps);
         let buffer = self.buffer.clone();
         let CpuMapBuilder { range, writable, lazy, .. } = self;
-        let map = CpuMap { mapping, hold, buffer, range, writable, fell_back };
+        let map = CpuMap { mapping, hold, window, buffer, range, writable, fell_back };
         if !lazy || pinned {
             map.settle_down()?;
         }
@@ -291,6 +303,28 @@ impl CpuMap {
         })?;
         self.buffer.0.manager.wait(&arrival)?;
         self.mapping.point_all(&mut Held::enter());
+        self.populate_windows()
+    }
+
+    /// Points at windows, one after the other, what only windows show.
+    fn populate_windows(&self) -> Result<()> {
+        let manager = &self.buffer.0.manager;
+        let hidden = self.mapping.hidden_groups(true, &mut Held::enter());
+        let mut hidden = hidden.into_iter().peekable();
+        while let Some(range) = hidden.peek() {
+            let shown = manager.transact(std::slice::from_ref(&self.buffer.0), |transaction| {
+                match self.mapping.hidden_groups(true, &mut transaction.exec.split().1).contains(range) {
+                    true => transaction.show_range(transaction.member(0), &self.mapping, range),
+                    false => Ok(Shown::Done),
+                }
+            })?;
+            match shown {
+                Shown::Done => drop(hidden.next()),
+                Shown::Queued(_window, after) => manager.wait(&after)?,
+                Shown::FellBack => return self.populate(),
+            }
+        }
+        self.mapping.space.wake(0..self.mapping.len_bytes());
         Ok(())
     }
 
@@ -317,10 +351,15 @@ impl CpuMap {
         let _submitters_business = self.buffer.0.manager.wait(&self.buffer.fences());
         let mut held = Held::enter();
         self.buffer.0.reservation.lock(&mut held).check_not_lost()?;
-        if self.hold.is_some() {
-            self.mapping.point_all(&mut held);
+        drop(held);
+        if self.hold.is_none() {
+            return Ok(());
         }
-        Ok(())
+        self.mapping.point_all(&mut Held::enter());
+        if let Some(window) = &self.window {
+            self.buffer.0.manager.wait(&window.after())?;
+        }
+        self.populate_windows()
     }
 
     fn inside(&self, offset_bytes: u64, len: usize) -> Result<u64> {
@@ -329,6 +368,12 @@ impl CpuMap {
             Some(end) if end <= size_bytes => Ok(self.range.start + offset_bytes),
             _ => Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes }),
         }
+    }
+
+    /// Whether a touch goes to bytes without asking anybody.
+    #[cfg(any(loom, shuttle))]
+    pub fn is_pointed(&self) -> bool {
+        self.mapping.space.is_pointed()
     }
 
     /// A touch, as a model makes it: exchanges the first byte for `value`. Whoever finds the bytes away is the fault thread as well, until

@@ -10,6 +10,9 @@
 //!                      └──────────────────── touch: noted; a transaction brings the buffer where it is reached
 //! ```
 //!
+//! A place may be one that only windows in the BAR show. Then a touch is noted too, and a transaction points a group at a window
+//! (`windowed.rs`).
+//!
 //! Why no write is lost: the mover zaps before it collects what the copy must wait for, so every write that went to the old bytes
 //! is older than the copy. Why no old byte is seen: nothing is pointed before the arrival has signalled, and what is pointed is the
 //! target under the mapping's lock, which a newer zap also needs: a stale target cannot be pointed after it.
@@ -19,7 +22,7 @@
 //! made under it. Touches take no lock, and a toucher may hold any.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use devpagemap_fence::levels::{self, Below, Level};
 use devpagemap_fence::{FenceSet, Held, Lock};
@@ -28,6 +31,7 @@ use devpagemap_migrate::{Extent, ExtentList, MemoryMap};
 use super::AfterLoss;
 use super::address_space::AddressSpace;
 use super::faults::Faults;
+use super::windowed::Piece;
 use crate::backend::DeviceMemory;
 use crate::bo::{CpuWish, WeakBuffer};
 
@@ -40,6 +44,8 @@ const PAGE_BYTES: u64 = devpagemap_allocator::PAGE_BYTES;
 /// One range of one buffer at one address.
 #[derive(Debug)]
 pub(crate) struct Mapping {
+    /// For those who post it. Constant.
+    this: Weak<Mapping>,
     /// Whose bytes it shows; it does not keep it alive. Constant.
     pub(crate) buffer: WeakBuffer,
     /// Which of its bytes, in whole pages. Constant.
@@ -84,6 +90,8 @@ enum Place {
 #[derive(Debug)]
 struct There {
     extents: Vec<Extent>,
+    /// Whether only windows show these bytes.
+    windowed: bool,
     /// The offset in the mapping at which each group of extents starts.
     starts: Vec<u64>,
     /// Which groups are pointed at.
@@ -103,38 +111,58 @@ pub(crate) enum Touched {
     Parked,
     /// To be asked again when this has signalled.
     Arriving(FenceSet),
-    /// A transaction has to bring the buffer into reach.
+    /// A transaction has to bring the buffer into reach, or show these bytes in the BAR.
     OutOfReach,
 }
 
+/// Where bytes are, and how the CPU gets at them there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// They can be mapped where they are.
+    Direct,
+    /// Windows show them, in groups that end where the buffer's offset is a multiple of this.
+    Windows { piece_bytes: u64 },
+}
+
 impl There {
-    fn new(extents: &ExtentList, arrival: FenceSet) -> There {
-        let mut at = 0;
-        let mut starts = Vec::with_capacity(extents.as_slice().len().div_ceil(EXTENTS_PER_GROUP));
-        for group in extents.as_slice().chunks(EXTENTS_PER_GROUP) {
-            starts.push(at);
-            at += len_bytes(group);
-        }
-        let pointed = vec![false; starts.len()];
-        There { extents: extents.as_slice().to_vec(), starts, pointed, arrival, awaited: false }
+    /// `from_bytes`: where in the buffer the mapping begins.
+    fn new(extents: &ExtentList, arrival: FenceSet, way: Way, from_bytes: u64) -> There {
+        let starts = match way {
+            Way::Direct => starts_of_groups(extents),
+            Way::Windows { piece_bytes } => starts_of_pieces(extents, from_bytes, piece_bytes),
+        };
+        let (pointed, extents) = (vec![false; starts.len()], extents.as_slice().to_vec());
+        There { extents, windowed: way != Way::Direct, starts, pointed, arrival, awaited: false }
     }
 
     fn group_of(&self, offset: u64) -> usize {
         self.starts.partition_point(|start| *start <= offset) - 1
     }
 
+    fn range(&self, index: usize) -> Range<u64> {
+        let end = self.starts.get(index + 1).copied().unwrap_or_else(|| len_bytes(&self.extents));
+        self.starts[index]..end
+    }
+
+    /// A group that can be mapped where it is.
     fn group(&self, index: usize) -> (Range<u64>, &[Extent]) {
+        debug_assert!(!self.windowed);
         let first = index * EXTENTS_PER_GROUP;
         let extents = &self.extents[first..self.extents.len().min(first + EXTENTS_PER_GROUP)];
-        let start = self.starts[index];
-        (start..start + len_bytes(extents), extents)
+        (self.range(index), extents)
+    }
+
+    /// The groups that have a byte of `range`.
+    fn groups_in(&self, range: &Range<u64>) -> Range<usize> {
+        let first = self.group_of(range.start);
+        first..self.starts.partition_point(|start| *start < range.end)
     }
 
     /// The runs of pointed groups.
     fn pointed_runs(&self) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for index in (0..self.starts.len()).filter(|index| self.pointed[*index]) {
-            let (range, _) = self.group(index);
+            let range = self.range(index);
             match runs.last_mut() {
                 Some(last) if last.end == range.start => last.end = range.end,
                 _ => runs.push(range),
@@ -156,14 +184,26 @@ impl Mapping {
     ) -> Arc<Mapping> {
         let target = Target { place: Place::OutOfReach, wanted: Vec::new(), refused: Vec::new() };
         let target = Lock::new("CPU mapping", target);
-        let mapping = Mapping { buffer, range, wish, after_loss, memory, faults, target, space };
-        let mapping = Arc::new(mapping);
+        let mapping = Arc::new_cyclic(|this| {
+            let this = this.clone();
+            Mapping { this, buffer, range, wish, after_loss, memory, faults, target, space }
+        });
         mapping.faults.add(&mapping);
         mapping
     }
 
     pub(crate) fn len_bytes(&self) -> u64 {
         self.range.end - self.range.start
+    }
+
+    /// Has it served again.
+    pub(super) fn post(&self) {
+        self.faults.post(self.this.clone());
+    }
+
+    /// Which bytes of the buffer are at `range` of the mapping.
+    pub(crate) fn in_buffer(&self, range: &Range<u64>) -> Range<u64> {
+        self.range.start + range.start..self.range.start + range.end
     }
 
     /// Whether all of these bytes are where the CPU sees them and have files that can be mapped (in models: are seen).
@@ -201,7 +241,7 @@ impl Mapping {
     #[must_use = "whoever sleeps for the mapping sleeps until it is posted"]
     pub(crate) fn settle<H: Level>(
         &self,
-        place: Option<(&ExtentList, FenceSet)>,
+        place: Option<(&ExtentList, FenceSet, Way)>,
         held: &mut Held<'_, H>,
     ) -> bool
     where
@@ -211,12 +251,14 @@ impl Mapping {
         match (&target.place, place) {
             (Place::Lost, _) => return false,
             // Told already, and perhaps pointed at.
-            (Place::There(there), Some((extents, _))) if there.extents == extents.as_slice() => return false,
+            (Place::There(there), Some((extents, ..))) if there.extents == extents.as_slice() => {
+                return false;
+            }
             (Place::There(_), _) => debug_assert!(false, "a place is left by a zap"),
             (_, None) => target.place = Place::OutOfReach,
-            (_, Some((extents, arrival))) => {
+            (_, Some((extents, arrival, way))) => {
                 debug_assert_eq!(extents.len_bytes(), self.len_bytes());
-                target.place = Place::There(There::new(extents, arrival));
+                target.place = Place::There(There::new(extents, arrival, way, self.range.start));
                 let Target { wanted, refused, .. } = &mut *target;
                 wanted.append(refused);
             }
@@ -260,6 +302,10 @@ impl Mapping {
             self.give_up(&mut target, self.after_loss);
             return Touched::Served(0..self.len_bytes());
         }
+        let index = there.group_of(offset);
+        if there.windowed && !there.pointed[index] {
+            return Touched::OutOfReach;
+        }
         Touched::Served(self.point_group(&mut target, offset))
     }
 
@@ -267,8 +313,9 @@ impl Mapping {
     fn point_group(&self, target: &mut Target, offset: u64) -> Range<u64> {
         let Place::There(there) = &mut target.place else { unreachable!("the caller found it there") };
         let index = there.group_of(offset);
-        let (range, extents) = there.group(index);
+        let range = there.range(index);
         if !there.pointed[index] {
+            let (_, extents) = there.group(index);
             let shown = self.space.point(range.start, extents, &self.memory);
             there.pointed[index] = true;
             match shown {
@@ -283,14 +330,83 @@ impl Mapping {
         range
     }
 
-    /// Points at everything, if the bytes have arrived; what is away or lost stays so.
+    /// The groups that no window shows: those that somebody sleeps for, or all. None before the bytes have arrived.
+    pub(crate) fn hidden_groups<H: Level>(&self, all: bool, held: &mut Held<'_, H>) -> Vec<Range<u64>>
+    where
+        levels::Aperture: Below<H>,
+    {
+        let target = self.target.lock(held);
+        let there = match &target.place {
+            Place::There(there) if there.windowed && there.arrival.is_signaled() => there,
+            _ => return Vec::new(),
+        };
+        let is_wanted = |range: &Range<u64>| all || target.wanted.iter().any(|page| range.contains(page));
+        let hidden = (0..there.starts.len()).filter(|index| !there.pointed[*index]);
+        hidden.map(|index| there.range(index)).filter(is_wanted).collect()
+    }
+
+    /// Points the group `range` at what the BAR shows of it. Under the buffer's reservation, with a loan of the window, which the mapping
+    /// follows already.
+    pub(crate) fn point_at_window<H: Level>(
+        &self,
+        range: &Range<u64>,
+        pieces: &[Piece<'_>],
+        held: &mut Held<'_, H>,
+    ) where
+        levels::Aperture: Below<H>,
+    {
+        let mut target = self.target.lock(held);
+        let Place::There(there) = &mut target.place else { return };
+        let index = there.group_of(range.start);
+        debug_assert!(there.windowed && there.range(index) == *range, "a buffer moves under its reservation");
+        if there.pointed[index] {
+            return;
+        }
+        let shown = self.space.point_at_bar(range.start, pieces);
+        there.pointed[index] = true;
+        match shown {
+            Ok(()) => self.faults.counters.pointed(),
+            Err(error) => {
+                tracing::error!(%error, "a part of a CPU mapping cannot be shown; touching it raises SIGBUS");
+                self.space.show_loss(range.clone(), AfterLoss::Signal);
+            }
+        }
+        target.wanted.retain(|wanted| !range.contains(wanted));
+    }
+
+    /// A window with these bytes of the buffer is taken away: takes its groups away. Says whether the mapping has to be posted.
+    pub(super) fn hide<H: Level>(&self, bytes: &Range<u64>, held: &mut Held<'_, H>) -> bool
+    where
+        levels::Aperture: Below<H>,
+    {
+        let mut target = self.target.lock(held);
+        let (start, end) = (bytes.start.max(self.range.start), bytes.end.min(self.range.end));
+        let there = match &mut target.place {
+            Place::There(there) if there.windowed && start < end => there,
+            _ => return false,
+        };
+        for index in there.groups_in(&(start - self.range.start..end - self.range.start)) {
+            if !std::mem::take(&mut there.pointed[index]) {
+                continue;
+            }
+            if let Err(error) = self.space.zap(there.range(index)) {
+                tracing::error!(%error, "a CPU mapping cannot be taken away; it shows nothing from now on");
+                self.give_up(&mut target, AfterLoss::Signal);
+                return false;
+            }
+            self.faults.counters.zapped();
+        }
+        !target.wanted.is_empty()
+    }
+
+    /// Points at everything that needs no window, if the bytes have arrived; what is away or lost stays so.
     pub(crate) fn point_all<H: Level>(&self, held: &mut Held<'_, H>)
     where
         levels::Aperture: Below<H>,
     {
         let mut target = self.target.lock(held);
         let starts = match &target.place {
-            Place::There(there) if there.arrival.is_signaled() => there.starts.clone(),
+            Place::There(there) if there.arrival.is_signaled() && !there.windowed => there.starts.clone(),
             _ => return,
         };
         for start in starts {
@@ -316,8 +432,10 @@ impl Mapping {
         levels::Aperture: Below<H>,
     {
         let mut target = self.target.lock(held);
-        if !matches!(target.place, Place::OutOfReach) {
-            return Vec::new();
+        match &target.place {
+            Place::OutOfReach => {}
+            Place::There(there) if there.windowed => {}
+            _ => return Vec::new(),
         }
         let wanted = std::mem::take(&mut target.wanted);
         let pages: Vec<_> = wanted.iter().map(|page| *page..page + PAGE_BYTES).collect();
@@ -357,6 +475,42 @@ impl Drop for Mapping {
         // The address is somebody else's as soon as `space` has given it back.
         self.faults.remove(self.space.start());
     }
+}
+
+fn starts_of_groups(extents: &ExtentList) -> Vec<u64> {
+    let mut at = 0;
+    let mut starts = Vec::with_capacity(extents.as_slice().len().div_ceil(EXTENTS_PER_GROUP));
+    for group in extents.as_slice().chunks(EXTENTS_PER_GROUP) {
+        starts.push(at);
+        at += len_bytes(group);
+    }
+    starts
+}
+
+/// A piece ends at the next multiple of `piece_bytes` in the buffer, so that mappings of one buffer share windows; and after so many
+/// extents, as any group does.
+fn starts_of_pieces(extents: &ExtentList, from_bytes: u64, piece_bytes: u64) -> Vec<u64> {
+    let (mut starts, mut at, mut extents_in_piece) = (vec![0], 0, 0);
+    for extent in extents.iter() {
+        if extents_in_piece == EXTENTS_PER_GROUP && starts.last() != Some(&at) {
+            starts.push(at);
+            extents_in_piece = 0;
+        }
+        extents_in_piece += 1;
+        let end = at + extent.len_bytes;
+        let mut next = (from_bytes + at) / piece_bytes * piece_bytes + piece_bytes - from_bytes;
+        while next < end {
+            starts.push(next);
+            extents_in_piece = 1;
+            next += piece_bytes;
+        }
+        if next == end && end < extents.len_bytes() {
+            starts.push(end);
+            extents_in_piece = 0;
+        }
+        at = end;
+    }
+    starts
 }
 
 fn len_bytes(extents: &[Extent]) -> u64 {

@@ -6,6 +6,7 @@
 //! | `map.rs`, `page.rs`, `hold.rs` | maps: an address that follows the buffer, one page for a moment, a buffer held where it is |
 //! | `mapping.rs` | the protocol between movers and touches |
 //! | `follow.rs` | the mover's side: zap before a move is queued, settle after |
+//! | `windowed.rs`, `glimpse.rs` | bytes that only windows in the BAR show: maps of them, and a look at some for a moment |
 //! | `faults.rs`, `fault_thread.rs` | the toucher's side: who serves touches |
 //! | `address_space/` | the page tables of this process, and their model |
 //! | `own_ranges.rs` | which slices of a caller's are maps |
@@ -20,6 +21,7 @@ mod caching;
 mod fault_thread;
 mod faults;
 mod follow;
+mod glimpse;
 mod hold;
 mod loss;
 mod map;
@@ -27,6 +29,7 @@ mod mapping;
 #[cfg(not(any(loom, shuttle)))]
 mod own_ranges;
 mod page;
+mod windowed;
 
 pub use address_space::AfterLoss;
 pub use caching::Caching;

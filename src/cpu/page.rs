@@ -1,10 +1,13 @@
 //! One page, for as long as a closure runs.
 
+use std::ptr::NonNull;
+
 use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::Usage;
 use devpagemap_migrate::MemoryMap;
 
 use super::Caching;
+use super::glimpse::Glimpse;
 use crate::bo::{Buffer, CpuWish};
 use crate::error::{Error, Result};
 
@@ -41,23 +44,38 @@ impl Buffer {
             self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
                 transaction.make_reachable(transaction.member(0), &wish).map(drop)
             })?;
-            let done = self.when_idle(Usage::Read, |state| {
+            let met = self.when_idle(Usage::Read, |state, held| {
                 let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
                 let extents = resource.extents.slice(offset_bytes, len_bytes);
                 let [extent] = extents.as_slice() else { unreachable!("a page is never in two pieces") };
-                let Some(bytes) = self.0.manager.cpu.resolve(extent.addr, extent.len_bytes) else {
-                    // It has moved again, out of sight.
-                    return Ok(None);
+                let mut run = |bytes: NonNull<u8>| {
+                    let body = body.take().expect("it runs once");
+                    // SAFETY: these are mapped bytes of the device, kept by the manager, or behind a window that is on loan. The
+                    // reservation is held and no fence of the buffer is outstanding, so no job and no move uses them until
+                    // `body` is done. Other threads of the CPU that write them through a CpuMap's address are told to keep off.
+                    body(unsafe { std::slice::from_raw_parts_mut(bytes.as_ptr(), len_bytes as usize) })
                 };
-                let body = body.take().expect("it runs once");
-                // SAFETY: these are mapped bytes of the device, kept by the manager. The reservation is held and no fence of the
-                // buffer is outstanding, so no job and no move uses them until `body` is done. Other threads of the CPU that
-                // write them through a CpuMap's address are told to keep off.
-                let bytes = unsafe { std::slice::from_raw_parts_mut(bytes.as_ptr(), len_bytes as usize) };
-                Ok(Some(body(bytes)))
+                if let Some(bytes) = self.0.manager.cpu.resolve(extent.addr, extent.len_bytes) {
+                    return Ok(Glimpse::Seen(run(bytes)));
+                }
+                let bytes = offset_bytes..offset_bytes + len_bytes;
+                Ok(self.0.manager.glimpse(state, &bytes, held, |pieces| run(pieces[0].memory.start)))
             })?;
-            if let Some(done) = done {
-                return Ok(done);
+            match met {
+                Glimpse::Seen(done) => return Ok(done),
+                // It has moved again, out of sight.
+                Glimpse::Elsewhere => {}
+                Glimpse::Queued(window, after) => {
+                    // Whether it failed shows when the window is looked through.
+                    let _its_programmers_business = self.0.manager.wait(&after);
+                    drop(window);
+                }
+                Glimpse::Refused(refused) => {
+                    self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
+                        let slot = transaction.member(0);
+                        transaction.fall_back(slot, &self.0, refused.clone()).map(drop)
+                    })?;
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ mod child;
 mod contention;
 mod cpu_access;
 mod cpu_maps;
+mod cpu_windows;
 mod demotion;
 mod dense_cpu_access;
 mod determinism;

@@ -388,10 +388,10 @@ fn ranges_and_buffers_that_no_window_can_show_are_refused_before_anything_happen
 }
 
 /// A software GPU whose windows can be made to fail.
-struct Stubborn {
-    gpu: SoftwareGpu,
+pub struct Stubborn {
+    pub gpu: SoftwareGpu,
     /// How many changes it makes before it refuses.
-    patience: AtomicU64,
+    pub patience: AtomicU64,
 }
 
 impl Driver for Stubborn {

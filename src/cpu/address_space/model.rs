@@ -10,6 +10,7 @@ use devpagemap_migrate::{Extent, MemoryMap};
 
 use super::AfterLoss;
 use crate::backend::DeviceMemory;
+use crate::cpu::windowed::Piece;
 use crate::error::Result;
 
 /// Nobody needs to be told: a model's toucher serves itself.
@@ -27,6 +28,8 @@ enum Entry {
 /// A range of addresses that exists in the model's mind.
 #[derive(Debug)]
 pub(crate) struct AddressSpace {
+    /// Constant.
+    watched: bool,
     /// The page table's lock.
     table: Mutex<Table>,
 }
@@ -45,16 +48,23 @@ unsafe impl Sync for AddressSpace {}
 
 impl AddressSpace {
     pub(crate) fn reserve(
-        _watcher: Option<Arc<Watcher>>,
+        watcher: Option<Arc<Watcher>>,
         _from_bytes: u64,
         _len_bytes: u64,
         _writable: bool,
     ) -> Result<AddressSpace> {
-        Ok(AddressSpace { table: Mutex::new(Table { entry: Entry::Away, wakes: 0 }) })
+        Ok(AddressSpace {
+            watched: watcher.is_some(),
+            table: Mutex::new(Table { entry: Entry::Away, wakes: 0 }),
+        })
     }
 
     pub(crate) fn start(&self) -> *mut u8 {
         std::ptr::null_mut()
+    }
+
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
     }
 
     pub(crate) fn sees_kernel_mode(&self) -> bool {
@@ -67,6 +77,17 @@ impl AddressSpace {
             memory.resolve(extent.addr, extent.len_bytes).expect("a place out of sight is never pointed at");
         self.table.lock().entry = Entry::Bytes(bytes);
         Ok(())
+    }
+
+    pub(crate) fn point_at_bar(&self, _at: u64, pieces: &[Piece<'_>]) -> Result<()> {
+        let [piece] = pieces else { unreachable!("windows of models are one page") };
+        self.table.lock().entry = Entry::Bytes(piece.memory.start);
+        Ok(())
+    }
+
+    /// Whether a touch goes to bytes without asking anybody.
+    pub(crate) fn is_pointed(&self) -> bool {
+        matches!(self.table.lock().entry, Entry::Bytes(_))
     }
 
     pub(crate) fn zap(&self, _range: Range<u64>) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 use super::AfterLoss;
 use crate::backend::DeviceMemory;
 use crate::cpu::own_ranges;
+use crate::cpu::windowed::Piece;
 use crate::error::{Error, Result};
 use crate::uapi::userfaultfd::{Userfaultfd, Watched};
 
@@ -81,6 +83,11 @@ impl AddressSpace {
         self.start.as_ptr()
     }
 
+    /// Whether it can be zapped, as touches can sleep.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watcher.is_some()
+    }
+
     /// Whether touches by system calls sleep too.
     pub(crate) fn sees_kernel_mode(&self) -> bool {
         self.watcher.as_ref().is_some_and(|watcher| watcher.sees_kernel_mode())
@@ -91,23 +98,38 @@ impl AddressSpace {
         let mut at = at as usize;
         for extent in extents {
             let len = extent.len_bytes as usize;
-            assert!(at + len <= self.len, "a mapping shows no more than its own range");
             let Some((file, offset)) = memory.file(extent.addr, extent.len_bytes) else {
                 unreachable!("{extent:?} has a file: a place without one is never pointed at");
             };
-            let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
-            // SAFETY: `at` and `len` lie within our own range (asserted above). What was there shows bytes that this mapping
-            // shows no more, and the new bytes belong to the mapping's buffer: the mapping's lock, under which this is called,
-            // keeps its target the buffer's current place.
-            let pointed = unsafe { mmap(self.address(at), len, self.protection, flags, file, offset) };
-            pointed.map_err(|errno| Error::Io {
-                action: "point a CPU mapping at its bytes",
-                bytes: extent.len_bytes,
-                errno: errno.raw_os_error(),
-            })?;
-            self.keep_from_children(at, len);
+            self.point_at_file(at, len, file, offset)?;
             at += len;
         }
+        Ok(())
+    }
+
+    /// Shows what is behind parts of the BAR, from byte `at` of the range on.
+    pub(crate) fn point_at_bar(&self, at: u64, pieces: &[Piece<'_>]) -> Result<()> {
+        let mut at = at as usize;
+        for Piece { memory, len_bytes } in pieces {
+            self.point_at_file(at, *len_bytes as usize, memory.file, memory.offset_bytes)?;
+            at += *len_bytes as usize;
+        }
+        Ok(())
+    }
+
+    fn point_at_file(&self, at: usize, len: usize, file: BorrowedFd<'_>, offset: u64) -> Result<()> {
+        assert!(at + len <= self.len, "a mapping shows no more than its own range");
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: `at` and `len` lie within our own range (asserted above). What was there shows bytes that this mapping
+        // shows no more, and the new bytes belong to the mapping's buffer: the mapping's lock, under which this is called,
+        // keeps its target the buffer's current place, and a window of it is on loan meanwhile.
+        let pointed = unsafe { mmap(self.address(at), len, self.protection, flags, file, offset) };
+        pointed.map_err(|errno| Error::Io {
+            action: "point a CPU mapping at its bytes",
+            bytes: len as u64,
+            errno: errno.raw_os_error(),
+        })?;
+        self.keep_from_children(at, len);
         Ok(())
     }
 
