@@ -1,12 +1,14 @@
 //! A GPU for models: real bytes, no thread of its own. What it does, when, and in which thread is the model's to say.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 
 use devpagemap::migrate::{Chunk, Completion, CpuEngine, EngineError, HeapMemory, Reset, Space};
 use devpagemap::{
-    Addr, Bar, BarAddr, Buffer, CopyEngine, Device, DeviceMemory, Driver, Fence, MemoryLayout, MemoryMap,
-    P2pLimits, Place, Size, Timeline, WindowChange,
+    Addr, Bar, BarAddr, BarMemory, Buffer, CopyEngine, Device, DeviceMemory, Driver, Fence, MemoryLayout,
+    MemoryMap, P2pLimits, Place, Size, Timeline, WindowChange,
 };
 use devpagemap_fence::sync::{Condvar, Mutex};
 
@@ -49,6 +51,15 @@ impl Driver for ModelGpu {
             None => cpu,
             Some(crank) => Arc::new(Cranked { crank: crank.clone(), cpu }),
         }])
+    }
+
+    fn bar_memory(&self, addr: BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
+        /// Nobody maps it: a model's maps go to `start`.
+        static NO_FILE: OnceLock<File> = OnceLock::new();
+        let file = NO_FILE.get_or_init(|| File::open("/dev/null").expect("every machine has it")).as_fd();
+        let page = self.shown(addr)?;
+        let start = self.vram().resolve(Addr::new(Space::Vram, page), len_bytes)?;
+        Some(BarMemory { file, offset_bytes: 0, start })
     }
 
     fn program_windows(&self, change: &WindowChange<'_>) -> devpagemap::Result<Option<Fence>> {

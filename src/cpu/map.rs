@@ -370,10 +370,10 @@ impl CpuMap {
         }
     }
 
-    /// Whether a touch goes to bytes without asking anybody.
+    /// Whether a touch goes through a window without asking anybody.
     #[cfg(any(loom, shuttle))]
-    pub fn is_pointed(&self) -> bool {
-        self.mapping.space.is_pointed()
+    pub fn is_at_window(&self) -> bool {
+        self.mapping.space.is_at_window()
     }
 
     /// A touch, as a model makes it: exchanges the first byte for `value`. Whoever finds the bytes away is the fault thread as well, until

@@ -103,6 +103,7 @@ impl Transaction<'_, '_, '_> {
         debug_assert!(follows, "a window on loan is taken back under its buffer's reservation only");
         #[cfg(loom_mutant = "fault_returns_its_window_too_early")]
         drop(window);
+        // The loan ends behind this: who wants the space before it is pointed at does not get it.
         mapping.point_at_window(range, &pieces, &mut self.exec.split().1);
         Ok(Shown::Done)
     }
@@ -112,7 +113,9 @@ impl Transaction<'_, '_, '_> {
         let Some(Way::Windows { piece_bytes }) = self.way(slot, mapping) else { return Ok(None) };
         let end = mapping.range.end.min(mapping.range.start / piece_bytes * piece_bytes + piece_bytes);
         match self.show(slot, &(mapping.range.start..end)) {
-            Ok(_stays_until_somebody_wants_its_space) => Ok(None),
+            // It stays until somebody wants its space.
+            Ok(window) if self.can_be_mapped(slot, &window) => Ok(None),
+            Ok(_) => self.leave_vram(slot, NOT_MAPPABLE).map(Some),
             Err(refused) => self.leave_vram(slot, refused).map(Some),
         }
     }

@@ -209,9 +209,10 @@ fn a_partial_map_takes_only_its_pages_and_maps_of_one_buffer_share_windows() {
     assert_eq!((words(&read_only).get(0), device.stats().window_bytes), (word(1, 0), 4 * PAGE));
 }
 
-fn stubborn(patience: u64) -> Device<Stubborn> {
+fn stubborn(patience: u64, hides_its_bar: bool) -> Device<Stubborn> {
     let gpu = SoftwareGpu::builder().rings(2).build().expect("threads for the rings");
-    let device = Device::builder(Stubborn { gpu, patience: AtomicU64::new(patience) }).vram(Size::mib(8));
+    let driver = Stubborn { gpu, patience: AtomicU64::new(patience), hides_its_bar };
+    let device = Device::builder(driver).vram(Size::mib(8));
     device.bar(Bar::Windows(Size::mib(1))).system(Size::mib(64)).build().expect("a small device")
 }
 
@@ -219,7 +220,7 @@ const REFUSED: &str = "cpu map: the driver refused to program a window; served f
 
 #[test]
 fn when_the_driver_refuses_to_program_a_window_the_map_is_served_from_system_memory() {
-    let device = stubborn(0);
+    let device = stubborn(0, false);
     let buffer = filled(&device, 2, 1);
     let map = buffer.map().expect("system memory is plenty");
     assert_eq!((map.fell_back(), buffer.region()), (Some(REFUSED), SYSTEM));
@@ -243,6 +244,23 @@ fn when_the_driver_refuses_to_program_a_window_the_map_is_served_from_system_mem
     let mut bytes = [0; 100];
     copied.read_at(50, &mut bytes).expect("an engine copies");
     assert_eq!((pattern::check(4, 50, &bytes), copied.region()), (Ok(()), VRAM));
+}
+
+#[test]
+fn when_the_cpu_cannot_map_the_bar_maps_are_served_from_system_memory() {
+    let device = stubborn(u64::MAX, true);
+    for pinned in [false, true] {
+        let buffer = filled(&device, 1, 1);
+        let mapping = buffer.mapping().range(0..8 * PAGE);
+        let map =
+            if pinned { mapping.pinned().map() } else { mapping.map() }.expect("system memory is plenty");
+        let reason = "cpu map: the driver shows the CPU no windows; served from system memory";
+        assert_eq!(
+            (map.fell_back(), buffer.region(), words(&map).get(0)),
+            (Some(reason), SYSTEM, word(1, 0))
+        );
+    }
+    assert_eq!((device.stats().window_cpu_held_bytes, device.stats().bar_fallbacks), (0, 2));
 }
 
 #[test]
@@ -394,6 +412,7 @@ fn where_maps_pin_those_beyond_the_reserve_come_to_system_memory_with_the_reason
 fn a_populated_map_is_touched_without_a_fault() {
     let device = device(1024);
     let buffer = filled(&device, 1, 1);
+    device.wait_idle();
     let map = buffer.mapping().when_touched().map().expect("it asks for nothing yet");
     map.populate().expect("there are windows");
     expect_words(&map, 1);

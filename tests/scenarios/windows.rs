@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use devpagemap::{
-    Bar, BarAddr, BarExtent, BarLimit, Buffer, CopyEngine, Device, DeviceMemory, Driver, Error, Fence,
-    FenceSet, MemoryLayout, MemoryMap, P2pLimits, Place, Result, Size, SoftwareGpu, Window, WindowChange,
-    Zap,
+    Bar, BarAddr, BarExtent, BarLimit, BarMemory, Buffer, CopyEngine, Device, DeviceMemory, Driver, Error,
+    Fence, FenceSet, MemoryLayout, MemoryMap, P2pLimits, Place, Result, Size, SoftwareGpu, Window,
+    WindowChange, Zap,
 };
 
 use crate::setup::{Gate, Lab, RunsJobs, fill, pattern, without_deadlock};
@@ -392,6 +392,8 @@ pub struct Stubborn {
     pub gpu: SoftwareGpu,
     /// How many changes it makes before it refuses.
     pub patience: AtomicU64,
+    /// Whether the CPU cannot map its BAR.
+    pub hides_its_bar: bool,
 }
 
 impl Driver for Stubborn {
@@ -405,6 +407,10 @@ impl Driver for Stubborn {
 
     fn fallback_engine(&self, memory: &DeviceMemory) -> Option<Arc<dyn CopyEngine>> {
         self.gpu.fallback_engine(memory)
+    }
+
+    fn bar_memory(&self, addr: BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
+        if self.hides_its_bar { None } else { self.gpu.bar_memory(addr, len_bytes) }
     }
 
     fn program_windows(&self, change: &WindowChange<'_>) -> Result<Option<Fence>> {
@@ -423,7 +429,7 @@ impl RunsJobs for Stubborn {
 }
 
 fn stubborn(bar_pages: u64) -> Device<Stubborn> {
-    let driver = Stubborn { gpu: gpu(), patience: AtomicU64::new(u64::MAX) };
+    let driver = Stubborn { gpu: gpu(), patience: AtomicU64::new(u64::MAX), hides_its_bar: false };
     device_with(driver, 32, Bar::Windows(Size::bytes(bar_pages * P)))
 }
 

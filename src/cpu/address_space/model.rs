@@ -22,6 +22,7 @@ pub(crate) struct Watcher;
 enum Entry {
     Away,
     Bytes(NonNull<u8>),
+    Window(NonNull<u8>),
     Loss(AfterLoss),
 }
 
@@ -81,13 +82,13 @@ impl AddressSpace {
 
     pub(crate) fn point_at_bar(&self, _at: u64, pieces: &[Piece<'_>]) -> Result<()> {
         let [piece] = pieces else { unreachable!("windows of models are one page") };
-        self.table.lock().entry = Entry::Bytes(piece.memory.start);
+        self.table.lock().entry = Entry::Window(piece.memory.start);
         Ok(())
     }
 
-    /// Whether a touch goes to bytes without asking anybody.
-    pub(crate) fn is_pointed(&self) -> bool {
-        matches!(self.table.lock().entry, Entry::Bytes(_))
+    /// Whether a touch goes through a window without asking anybody.
+    pub(crate) fn is_at_window(&self) -> bool {
+        matches!(self.table.lock().entry, Entry::Window(_))
     }
 
     pub(crate) fn zap(&self, _range: Range<u64>) -> Result<()> {
@@ -114,7 +115,7 @@ impl AddressSpace {
         match table.entry {
             Entry::Away => Err(table.wakes),
             // SAFETY: the bytes are this mapping's for as long as the entry leads to them, and a model runs one thread at a time.
-            Entry::Bytes(bytes) => Ok(unsafe { bytes.replace(value) }),
+            Entry::Bytes(bytes) | Entry::Window(bytes) => Ok(unsafe { bytes.replace(value) }),
             Entry::Loss(what) => {
                 assert_eq!(what, AfterLoss::Zeros, "the model was killed by SIGBUS");
                 Ok(0)
