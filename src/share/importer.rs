@@ -137,7 +137,8 @@ impl Peer {
         self.joined.account.set_limit(limit.as_bytes() / PAGE_BYTES, &mut Held::in_destructor());
     }
 
-    /// How much of the BAR it has mapped.
+    /// How much of the BAR its maps keep. In a BAR of windows that may be more than their ranges: who maps a part of what others
+    /// have mapped keeps all of it when they are gone, and so it counts from the beginning.
     pub fn p2p_used(&self) -> Size {
         Size::bytes(self.joined.account.live_pages(&mut Held::in_destructor()) * PAGE_BYTES)
     }
