@@ -349,9 +349,10 @@ impl CpuMap {
     fn settle_down(&self) -> Result<()> {
         // How that work ended is for whoever holds its fence.
         let _submitters_business = self.buffer.0.manager.wait(&self.buffer.fences());
-        let mut held = Held::enter();
-        self.buffer.0.reservation.lock(&mut held).check_not_lost()?;
-        drop(held);
+        {
+            let mut held = Held::enter();
+            self.buffer.0.reservation.lock(&mut held).check_not_lost()?;
+        }
         if self.hold.is_none() {
             return Ok(());
         }
