@@ -12,6 +12,7 @@
 //! transaction that evicts may wait for its victims' reservations, which everybody holds for instants.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -194,11 +195,12 @@ impl Faults {
         transaction: &mut Transaction<'_, '_, '_>,
         slot: Slot,
         mapping: &Arc<Mapping>,
+        served: &mut Vec<Range<u64>>,
     ) -> Result<()> {
         let hidden = mapping.hidden_groups(false, &mut transaction.exec.split().1);
         for range in hidden {
             match transaction.show_range(slot, mapping, &range)? {
-                Shown::Done => mapping.space.wake(range),
+                Shown::Done => served.push(range),
                 Shown::Queued(window, after) => {
                     let mapping = mapping.clone();
                     // The window is on loan until there is somebody who can use it.
@@ -224,6 +226,14 @@ impl Faults {
     }
 
     fn bring(self: &Arc<Self>, mapping: &Arc<Mapping>) -> Brought {
+        // Served is told when the buffer has been let go: who wakes may be the one to drop it.
+        let mut served = Vec::new();
+        let brought = self.bring_buffer(mapping, &mut served);
+        served.into_iter().for_each(|range| mapping.space.wake(range));
+        brought
+    }
+
+    fn bring_buffer(self: &Arc<Self>, mapping: &Arc<Mapping>, served: &mut Vec<Range<u64>>) -> Brought {
         // The buffer is dropped at the end, perhaps as the last of its device.
         let Some(buffer) = mapping.buffer.upgrade() else { return Brought::Settled };
         let manager = &buffer.0.manager;
@@ -231,7 +241,7 @@ impl Faults {
             let slot = transaction.member(0);
             transaction.make_mappable(slot, mapping)?;
             transaction.settle_mapping(slot, mapping);
-            self.show_wanted(transaction, slot, mapping)
+            self.show_wanted(transaction, slot, mapping, served)
         });
         match brought {
             Ok(Some(())) => Brought::Settled,
