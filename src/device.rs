@@ -104,9 +104,11 @@ impl<D: Driver> Device<D> {
         self.manager.wait_idle();
     }
 
-    /// Says that the hardware is gone: unplugged, or beyond reset. CPU maps show [what they were told to](crate::AfterLoss) from now on,
-    /// and whatever is asked of the device is an [`Error::DeviceLost`]. What was submitted is not touched; its fences signal, or fail,
-    /// as the driver says. There is no way back.
+    /// Says that the hardware is gone: unplugged, or beyond reset. There is no way back.
+    ///
+    /// CPU maps show [what they were told to](crate::AfterLoss) from now on, and whatever is asked of the device is an
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost). What was submitted is not touched; its fences signal, or fail, as the
+    /// driver says.
     pub fn declare_lost(&self) {
         self.manager.declare_lost();
     }
@@ -191,8 +193,8 @@ impl<D: Driver> DeviceBuilder<D> {
     /// Maps the memory and starts the engines.
     ///
     /// # Errors
-    /// [`Error::InvalidSize`] for sizes that are zero or not whole pages and limits that are out of order, [`Error::Io`] when the system refuses, and whatever the
-    /// driver says.
+    /// [`Error::InvalidSize`](crate::Error::InvalidSize) for sizes that are zero or not whole pages and limits that are out of
+    /// order, [`Error::Io`](crate::Error::Io) when the system refuses, and whatever the driver says.
     pub fn build(self) -> Result<Device<D>> {
         lockdep::prime();
         let vram_bytes = self.vram.as_bytes();
