@@ -64,11 +64,13 @@ mod error;
 mod events;
 mod manager;
 mod outstanding;
+pub mod pagemap;
 mod region;
 mod share;
 mod size;
 mod stats;
 mod submit;
+pub mod topology;
 #[cfg(not(any(loom, shuttle)))]
 mod uapi;
 
