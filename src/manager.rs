@@ -10,14 +10,12 @@ use devpagemap_fence::Watchdog;
 use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::sync::atomic::AtomicBool;
 use devpagemap_fence::sync::thread::Builder;
-use devpagemap_fence::{
-    Exec, Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, blocking_waits, in_callback, levels,
-};
+use devpagemap_fence::{Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, in_callback, levels};
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
 use crate::aperture::{Ledger, Marks, Windows};
 use crate::backend::DeviceMemory;
-use crate::bo::{BufferObject, CpuAccess, EvictionPolicy, Placement, Transaction};
+use crate::bo::{CpuAccess, EvictionPolicy, Placement, Transaction};
 use crate::client::ClientAccount;
 use crate::cpu::{Caching, CpuFaults, Faults};
 use crate::driver::{Driver, Moved};
@@ -193,47 +191,6 @@ impl Manager {
             }
         }
         refused
-    }
-
-    /// Locks `buffers`, all or none, and runs `body` with them; again from the start when an older transaction holds what
-    /// it needs. Waits for nothing but reservations.
-    pub(crate) fn transact<O>(
-        self: &Arc<Self>,
-        buffers: &[Arc<BufferObject>],
-        mut body: impl FnMut(&mut Transaction<'_, '_, '_>) -> Result<O>,
-    ) -> Result<O> {
-        lockdep::might_lock::<levels::Tickets>("reservation");
-        self.check_present()?;
-        let waits_before = blocking_waits();
-        let mut held = Held::enter();
-        let mut exec = Exec::new(&mut held);
-        let result = exec.run(|exec| {
-            let members = buffers.iter().map(|buffer| exec.lock(buffer)).collect::<Result<Vec<_>, _>>()?;
-            body(&mut Transaction::new(self, exec, members))
-        });
-        Counters::add(&self.counters.contended_restarts, u64::from(exec.restarts()));
-        drop(exec);
-        Counters::add(&self.counters.cpu_waits_in_validate, blocking_waits() - waits_before);
-        debug_assert!(!matches!(result, Err(Error::Contended)), "a contended transaction restarts");
-        result
-    }
-
-    /// As [`Manager::transact`] with one buffer, unless somebody else holds it; `None` then.
-    pub(crate) fn transact_if_free<O>(
-        self: &Arc<Self>,
-        buffer: &Arc<BufferObject>,
-        mut body: impl FnMut(&mut Transaction<'_, '_, '_>) -> Result<O>,
-    ) -> Result<Option<O>> {
-        lockdep::might_lock::<levels::Tickets>("reservation");
-        self.check_present()?;
-        let mut held = Held::enter();
-        let mut exec = Exec::new(&mut held);
-        let result = exec.run(|exec| match exec.set_mut().try_lock(buffer) {
-            Some(slot) => body(&mut Transaction::new(self, exec, vec![slot])).map(Some),
-            None => Ok(None),
-        });
-        Counters::add(&self.counters.contended_restarts, u64::from(exec.restarts()));
-        result
     }
 
     /// Queues a move of the buffer in `slot`, attaches its fence and points the GPU at the new place. Cannot fail: what goes wrong

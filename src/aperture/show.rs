@@ -64,13 +64,10 @@ impl Buffer {
 
     pub(super) fn transact_window<O>(
         &self,
-        mut body: impl FnMut(&mut Transaction<'_, '_, '_>, Slot) -> Result<O>,
+        body: impl FnMut(&mut Transaction<'_, '_, '_>, Slot) -> Result<O>,
     ) -> Result<O> {
         lockdep::might_lock::<levels::Aperture>("windows");
-        self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
-            let slot = transaction.member(0);
-            body(transaction, slot)
-        })
+        self.transact(body)
     }
 
     /// The pages of `bytes`.

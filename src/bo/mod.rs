@@ -11,6 +11,7 @@ mod plan;
 mod reach;
 mod release;
 mod tags;
+mod transact;
 mod validate;
 mod victims;
 mod weak;

@@ -234,10 +234,7 @@ impl Buffer {
     /// [`Error::Exhausted`], [`Error::Fragmented`] or [`Error::TooLarge`] when no place can be had, [`Error::Pinned`] when it
     /// may not move there.
     pub fn place_now(&self) -> Result<()> {
-        self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
-            let slot = transaction.member(0);
-            transaction.validate_for_gpu(slot)
-        })
+        self.transact(|transaction, slot| transaction.validate_for_gpu(slot))
     }
 }
 

@@ -77,8 +77,7 @@ impl Buffer {
     /// # Errors
     /// [`Error::FenceSlots`] when there is no memory for the importers' fences; nothing has changed.
     pub fn set_p2p(&self, p2p: P2p) -> Result<()> {
-        self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
-            let slot = transaction.member(0);
+        self.transact(|transaction, slot| {
             transaction.reserve_fences(slot, 0)?;
             transaction.retag(slot, p2p);
             Ok(())

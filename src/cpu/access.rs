@@ -127,12 +127,9 @@ impl Buffer {
         if has_resource {
             return Ok(());
         }
-        self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
-            let slot = transaction.member(0);
-            match transaction.resource(slot) {
-                Some(_) => Ok(()),
-                None => transaction.validate(slot, &Placement::system()),
-            }
+        self.transact(|transaction, slot| match transaction.resource(slot) {
+            Some(_) => Ok(()),
+            None => transaction.validate(slot, &Placement::system()),
         })
     }
 }

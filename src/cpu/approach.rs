@@ -24,9 +24,7 @@ impl Buffer {
         let pages = offset_bytes / PAGE_BYTES..(offset_bytes + len_bytes).div_ceil(PAGE_BYTES);
         let wish = CpuWish { caching: self.0.caching(), pages };
         let manager = &self.0.manager;
-        let moved = manager.transact(std::slice::from_ref(&self.0), |transaction| {
-            transaction.make_reachable(transaction.member(0), &wish)
-        });
+        let moved = self.transact(|transaction, slot| transaction.make_reachable(slot, &wish));
         match moved {
             Ok(_) => Ok(true),
             Err(lost @ Error::FenceFailed(_)) => Err(lost),

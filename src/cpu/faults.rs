@@ -237,8 +237,7 @@ impl Faults {
         // The buffer is dropped at the end, perhaps as the last of its device.
         let Some(buffer) = mapping.buffer.upgrade() else { return Brought::Settled };
         let manager = &buffer.0.manager;
-        let brought = manager.transact_if_free(&buffer.0, |transaction| {
-            let slot = transaction.member(0);
+        let brought = buffer.transact_if_free(|transaction, slot| {
             transaction.make_mappable(slot, mapping)?;
             transaction.settle_mapping(slot, mapping);
             self.show_wanted(transaction, slot, mapping, served)

@@ -175,24 +175,22 @@ impl CpuMapBuilder<'_> {
             manager.faults.clone(),
             space,
         );
-        let (hold, window, fell_back) =
-            manager.transact(std::slice::from_ref(&self.buffer.0), |transaction| {
-                let slot = transaction.member(0);
-                let mut fell_back = match self.lazy && !pinned {
-                    true => None,
-                    false => transaction.make_mappable(slot, &mapping)?.fell_back,
-                };
-                let (window, no_window) = match (pinned, self.lazy) {
-                    (true, _) => transaction.keep_window(slot, &mapping, self.pinned)?,
-                    (false, false) => (None, transaction.try_window(slot, &mapping)?),
-                    (false, true) => (None, None),
-                };
-                fell_back = fell_back.or(no_window);
-                let hold = pinned.then(|| transaction.hold(slot));
-                transaction.touch_members();
-                transaction.follow(slot, &mapping);
-                Ok((hold, window, fell_back))
-            })?;
+        let (hold, window, fell_back) = self.buffer.transact(|transaction, slot| {
+            let mut fell_back = match self.lazy && !pinned {
+                true => None,
+                false => transaction.make_mappable(slot, &mapping)?.fell_back,
+            };
+            let (window, no_window) = match (pinned, self.lazy) {
+                (true, _) => transaction.keep_window(slot, &mapping, self.pinned)?,
+                (false, false) => (None, transaction.try_window(slot, &mapping)?),
+                (false, true) => (None, None),
+            };
+            fell_back = fell_back.or(no_window);
+            let hold = pinned.then(|| transaction.hold(slot));
+            transaction.touch_members();
+            transaction.follow(slot, &mapping);
+            Ok((hold, window, fell_back))
+        })?;
         Counters::count(&manager.counters.cpu_maps);
         let buffer = self.buffer.clone();
         let CpuMapBuilder { range, writable, lazy, .. } = self;
@@ -294,9 +292,7 @@ impl CpuMap {
     /// # Errors
     /// As [`CpuMapBuilder::map`].
     pub fn populate(&self) -> Result<()> {
-        let buffers = std::slice::from_ref(&self.buffer.0);
-        let arrival = self.buffer.0.manager.transact(buffers, |transaction| {
-            let slot = transaction.member(0);
+        let arrival = self.buffer.transact(|transaction, slot| {
             transaction.make_mappable(slot, &self.mapping)?;
             transaction.settle_mapping(slot, &self.mapping);
             Ok(transaction.exec.set().state(slot).arrival.clone())
@@ -312,9 +308,9 @@ impl CpuMap {
         let hidden = self.mapping.hidden_groups(true, &mut Held::enter());
         let mut hidden = hidden.into_iter().peekable();
         while let Some(range) = hidden.peek() {
-            let shown = manager.transact(std::slice::from_ref(&self.buffer.0), |transaction| {
+            let shown = self.buffer.transact(|transaction, slot| {
                 match self.mapping.hidden_groups(true, &mut transaction.exec.split().1).contains(range) {
-                    true => transaction.show_range(transaction.member(0), &self.mapping, range),
+                    true => transaction.show_range(slot, &self.mapping, range),
                     false => Ok(Shown::Done),
                 }
             })?;
@@ -334,9 +330,7 @@ impl CpuMap {
         if self.hold.is_some() {
             return;
         }
-        let buffers = std::slice::from_ref(&self.buffer.0);
-        let forgotten = self.buffer.0.manager.transact(buffers, |transaction| {
-            let slot = transaction.member(0);
+        let forgotten = self.buffer.transact(|transaction, slot| {
             let (_, mut held) = transaction.exec.split();
             self.mapping.zap(&mut held);
             transaction.settle_mapping(slot, &self.mapping);

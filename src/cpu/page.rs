@@ -41,9 +41,7 @@ impl Buffer {
         let wish = CpuWish { caching: Caching::Uncached, pages: page..page + 1 };
         let mut body = Some(body);
         loop {
-            self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
-                transaction.make_reachable(transaction.member(0), &wish).map(drop)
-            })?;
+            self.transact(|transaction, slot| transaction.make_reachable(slot, &wish).map(drop))?;
             let met = self.when_idle(Usage::Read, |state, held| {
                 let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
                 let extents = resource.extents.slice(offset_bytes, len_bytes);
@@ -71,8 +69,7 @@ impl Buffer {
                     drop(window);
                 }
                 Glimpse::Refused(refused) => {
-                    self.0.manager.transact(std::slice::from_ref(&self.0), |transaction| {
-                        let slot = transaction.member(0);
+                    self.transact(|transaction, slot| {
                         transaction.fall_back(slot, &self.0, refused.clone()).map(drop)
                     })?;
                 }

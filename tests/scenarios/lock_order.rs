@@ -57,9 +57,9 @@ fn a_driver_that_submits_while_it_queues_a_job_is_reported() {
         Ok(Fence::signaled())
     });
     finished(one_named);
-    let wish = "\"reservation\" (level Tickets) might be taken at src/manager.rs";
+    let wish = "\"reservation\" (level Tickets) might be taken at src/bo/transact.rs";
     assert_says(&reports[0], &[wish, "a signalling section is open since src/submit.rs"]);
-    assert_says(&reports[1], &[wish, "1. \"reservation\" (level Tickets) taken at src/manager.rs"]);
+    assert_says(&reports[1], &[wish, "1. \"reservation\" (level Tickets) taken at src/bo/transact.rs"]);
     other.place_now().expect("outside of a submission it may be placed");
 }
 
