@@ -55,7 +55,7 @@ impl Poke {
     }
 
     fn clear(&self) {
-        // Nothing to read: it was the other descriptor that woke the thread.
+        // Nothing to read: the thread could not sleep, and looks without having been woken.
         let _empty = read(&self.0.event, &mut [0; 8]);
     }
 }
@@ -125,24 +125,34 @@ fn serve(faults: &Arc<Faults>, watcher: &Watcher, poke: &Poke) {
     while !poke.0.stop.load(Ordering::Acquire) {
         let sources = [watcher.as_fd(), poke.0.event.as_fd()];
         let mut sources = sources.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        match poll(&mut sources, again.then_some(&TRY_AGAIN_AFTER)) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let [touched, poked] = match poll(&mut sources, again.then_some(&TRY_AGAIN_AFTER)) {
+            Ok(_) => sources.map(|source| !source.revents().is_empty()),
+            Err(Errno::INTR) => [false; 2],
             Err(errno) => {
                 tracing::error!(%errno, "the fault thread cannot sleep; it looks again and again");
                 thread::yield_now();
+                [true; 2]
             }
+        };
+        if poked {
+            poke.clear();
         }
-        poke.clear();
-        watcher.read_events(|address| match faults.find(address) {
-            Some((mapping, offset)) => faults.touched(&mapping, offset),
-            // Unmapped meanwhile: whoever touches it has to find out.
-            None => {
-                let page = address - address % devpagemap_allocator::PAGE_BYTES as usize;
-                watcher.wake(page, devpagemap_allocator::PAGE_BYTES as usize);
-            }
-        });
+        if touched {
+            serve_touches(faults, watcher);
+        }
         again = faults.work();
     }
+}
+
+fn serve_touches(faults: &Arc<Faults>, watcher: &Watcher) {
+    watcher.read_events(|address| match faults.find(address) {
+        Some((mapping, offset)) => faults.touched(&mapping, offset),
+        // Unmapped meanwhile: whoever touches it has to find out.
+        None => {
+            let page = address - address % devpagemap_allocator::PAGE_BYTES as usize;
+            watcher.wake(page, devpagemap_allocator::PAGE_BYTES as usize);
+        }
+    });
 }
 
 /// Whether the kernel has no userfaultfd for this process, rather than none at this moment.

@@ -45,14 +45,14 @@ impl Transaction<'_, '_, '_> {
 
     /// Tells one mapping where the bytes are.
     pub(crate) fn settle_mapping(&mut self, slot: Slot, mapping: &Arc<Mapping>) {
-        let state = self.exec.set().state(slot);
-        let bytes = state.resource.as_ref().zip(self.way(slot, mapping)).map(|(resource, way)| {
+        let way = self.way(slot, mapping);
+        let (set, mut held) = self.exec.split();
+        let state = set.state(slot);
+        let place = state.resource.as_ref().zip(way).map(|(resource, way)| {
             (resource.extents.slice(mapping.range.start, mapping.len_bytes()), state.arrival.clone(), way)
         });
-        let (_, mut held) = self.exec.split();
-        let place = bytes.as_ref().map(|(extents, arrival, way)| (extents, arrival.clone(), *way));
         if mapping.settle(place, &mut held) && !cfg!(loom_mutant = "mover_forgets_who_sleeps") {
-            self.manager.faults.post(Arc::downgrade(mapping));
+            mapping.post();
         }
     }
 

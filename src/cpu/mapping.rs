@@ -34,6 +34,7 @@ use super::faults::Faults;
 use super::windowed::Piece;
 use crate::backend::DeviceMemory;
 use crate::bo::{CpuWish, WeakBuffer};
+use crate::error::Result;
 
 /// How many extents are pointed at together: a touch of a scattered buffer makes so many mappings of the kernel's and no more.
 const EXTENTS_PER_GROUP: usize = 16;
@@ -144,12 +145,11 @@ impl There {
         self.starts[index]..end
     }
 
-    /// A group that can be mapped where it is.
-    fn group(&self, index: usize) -> (Range<u64>, &[Extent]) {
+    /// The extents of a group that can be mapped where it is.
+    fn group(&self, index: usize) -> &[Extent] {
         debug_assert!(!self.windowed);
         let first = index * EXTENTS_PER_GROUP;
-        let extents = &self.extents[first..self.extents.len().min(first + EXTENTS_PER_GROUP)];
-        (self.range(index), extents)
+        &self.extents[first..self.extents.len().min(first + EXTENTS_PER_GROUP)]
     }
 
     /// The groups that have a byte of `range`.
@@ -226,11 +226,15 @@ impl Mapping {
             Place::Away | Place::OutOfReach => Vec::new(),
         };
         target.place = Place::Away;
+        self.zap_runs(&mut target, runs);
+    }
+
+    /// Takes these ranges away. Where that fails the mapping shows nothing from then on, and nobody wants anything of it.
+    fn zap_runs(&self, target: &mut Target, runs: Vec<Range<u64>>) {
         for run in runs {
             if let Err(error) = self.space.zap(run) {
                 tracing::error!(%error, "a CPU mapping cannot be taken away; it shows nothing from now on");
-                self.give_up(&mut target, AfterLoss::Signal);
-                return;
+                return self.give_up(target, AfterLoss::Signal);
             }
             self.faults.counters.zapped();
         }
@@ -241,7 +245,7 @@ impl Mapping {
     #[must_use = "whoever sleeps for the mapping sleeps until it is posted"]
     pub(crate) fn settle<H: Level>(
         &self,
-        place: Option<(&ExtentList, FenceSet, Way)>,
+        place: Option<(ExtentList, FenceSet, Way)>,
         held: &mut Held<'_, H>,
     ) -> bool
     where
@@ -258,7 +262,7 @@ impl Mapping {
             (_, None) => target.place = Place::OutOfReach,
             (_, Some((extents, arrival, way))) => {
                 debug_assert_eq!(extents.len_bytes(), self.len_bytes());
-                target.place = Place::There(There::new(extents, arrival, way, self.range.start));
+                target.place = Place::There(There::new(&extents, arrival, way, self.range.start));
                 let Target { wanted, refused, .. } = &mut *target;
                 wanted.append(refused);
             }
@@ -275,7 +279,7 @@ impl Mapping {
         #[cfg(loom_mutant = "stale_target_is_pointed")]
         let mut target = {
             let stale = match &target.place {
-                Place::There(there) if there.arrival.is_signaled() => Some(there.group(0).1.to_vec()),
+                Place::There(there) if there.arrival.is_signaled() => Some(there.group(0).to_vec()),
                 _ => None,
             };
             drop(target);
@@ -311,14 +315,23 @@ impl Mapping {
 
     /// Points at the group that holds `offset`, whose bytes have arrived.
     fn point_group(&self, target: &mut Target, offset: u64) -> Range<u64> {
+        self.point_once(target, offset, |there, index| {
+            self.space.point(there.starts[index], there.group(index), &self.memory)
+        })
+    }
+
+    /// Points at the group that holds `offset`, unless somebody has; nobody who sleeps for it needs to any more.
+    fn point_once(
+        &self,
+        target: &mut Target,
+        offset: u64,
+        point: impl FnOnce(&There, usize) -> Result<()>,
+    ) -> Range<u64> {
         let Place::There(there) = &mut target.place else { unreachable!("the caller found it there") };
         let index = there.group_of(offset);
         let range = there.range(index);
-        if !there.pointed[index] {
-            let (_, extents) = there.group(index);
-            let shown = self.space.point(range.start, extents, &self.memory);
-            there.pointed[index] = true;
-            match shown {
+        if !std::mem::replace(&mut there.pointed[index], true) {
+            match point(there, index) {
                 Ok(()) => self.faults.counters.pointed(),
                 Err(error) => {
                     tracing::error!(%error, "a part of a CPU mapping cannot be shown; touching it raises SIGBUS");
@@ -356,22 +369,10 @@ impl Mapping {
         levels::Aperture: Below<H>,
     {
         let mut target = self.target.lock(held);
-        let Place::There(there) = &mut target.place else { return };
-        let index = there.group_of(range.start);
-        debug_assert!(there.windowed && there.range(index) == *range, "a buffer moves under its reservation");
-        if there.pointed[index] {
-            return;
-        }
-        let shown = self.space.point_at_bar(range.start, pieces);
-        there.pointed[index] = true;
-        match shown {
-            Ok(()) => self.faults.counters.pointed(),
-            Err(error) => {
-                tracing::error!(%error, "a part of a CPU mapping cannot be shown; touching it raises SIGBUS");
-                self.space.show_loss(range.clone(), AfterLoss::Signal);
-            }
-        }
-        target.wanted.retain(|wanted| !range.contains(wanted));
+        let Place::There(there) = &target.place else { return };
+        let group = there.range(there.group_of(range.start));
+        debug_assert!(there.windowed && group == *range, "a buffer moves under its reservation");
+        self.point_once(&mut target, range.start, |_, _| self.space.point_at_bar(range.start, pieces));
     }
 
     /// A window with these bytes of the buffer is taken away: takes its groups away. Says whether the mapping has to be posted.
@@ -385,17 +386,13 @@ impl Mapping {
             Place::There(there) if there.windowed && start < end => there,
             _ => return false,
         };
+        let mut pointed = Vec::new();
         for index in there.groups_in(&(start - self.range.start..end - self.range.start)) {
-            if !std::mem::take(&mut there.pointed[index]) {
-                continue;
+            if std::mem::take(&mut there.pointed[index]) {
+                pointed.push(there.range(index));
             }
-            if let Err(error) = self.space.zap(there.range(index)) {
-                tracing::error!(%error, "a CPU mapping cannot be taken away; it shows nothing from now on");
-                self.give_up(&mut target, AfterLoss::Signal);
-                return false;
-            }
-            self.faults.counters.zapped();
         }
+        self.zap_runs(&mut target, pointed);
         !target.wanted.is_empty()
     }
 
