@@ -281,9 +281,7 @@ fn the_last_references_may_be_dropped_when_a_copy_ends() {
             let cleared = buffer.fences();
             // Whoever is first, the engine's thread in this callback or this thread, the other drops the last reference.
             let theirs = (buffer.clone(), device.clone());
-            if let Err(signalled_already) = cleared.on_signaled(move || drop(theirs)) {
-                signalled_already();
-            }
+            cleared.when_signaled(move || drop(theirs));
             drop((buffer, device));
         });
     }

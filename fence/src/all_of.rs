@@ -128,8 +128,6 @@ fn joint(members: &FenceSet) -> Fence {
         None => timeline.signal(1),
         Some(error) => timeline.fail(1, error),
     };
-    if let Err(signal) = members.on_signaled(signal) {
-        signal();
-    }
+    members.when_signaled(signal);
     fence
 }

@@ -141,6 +141,13 @@ impl FenceSet {
         self.count_down(callback, drop).map_or(Ok(()), Err)
     }
 
+    /// The same, but runs `callback` at once, in this thread, when the set is signalled already.
+    pub fn when_signaled(&self, callback: impl FnOnce() + Send + 'static) {
+        if let Err(signalled_already) = self.on_signaled(callback) {
+            signalled_already();
+        }
+    }
+
     /// As [`on_signaled`](FenceSet::on_signaled), and gives what hangs on the fences to `keep`, one by one. The callback comes back
     /// if all have signalled.
     pub(crate) fn count_down<F: FnOnce() + Send + 'static>(

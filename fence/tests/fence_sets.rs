@@ -100,6 +100,25 @@ fn the_callback_of_a_set_runs_once_after_the_last() {
 }
 
 #[test]
+fn what_is_done_when_a_set_is_signalled_is_done_at_once_if_it_is() {
+    let timeline = Timeline::new("ring");
+    let set = FenceSet::from(timeline.next_point());
+    let runs = Arc::new(AtomicU32::new(0));
+    let count_one = || {
+        let runs = runs.clone();
+        move || {
+            runs.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    set.when_signaled(count_one());
+    assert_eq!(runs.load(Ordering::Relaxed), 0);
+    timeline.signal(1);
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+    set.when_signaled(count_one());
+    assert_eq!(runs.load(Ordering::Relaxed), 2);
+}
+
+#[test]
 fn a_timeline_can_be_taken_out() {
     let (a, b) = (Timeline::new("a"), Timeline::new("b"));
     let mut set = FenceSet::from_iter([a.next_point(), b.next_point()]);

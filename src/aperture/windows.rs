@@ -268,17 +268,14 @@ impl Windows {
     fn reap_when_signaled(self: &Arc<Self>, unreaped: Vec<Unreaped>) {
         for Unreaped { id, fences } in unreaped {
             let windows = Arc::downgrade(self);
-            let reap = move || {
+            fences.when_signaled(move || {
                 let Some(windows) = windows.upgrade() else { return };
                 let mut held = Held::in_destructor();
                 let mut state = windows.state.lock(&mut held);
                 if let Some(spans) = state.heap().reap(id) {
                     state.heap().free(&spans);
                 }
-            };
-            if let Err(signalled_meanwhile) = fences.on_signaled(reap) {
-                signalled_meanwhile();
-            }
+            });
         }
     }
 }

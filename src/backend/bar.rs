@@ -64,13 +64,10 @@ impl SoftwareBar {
         let fence = timeline.next_point();
         let (table, entries) = (table.clone(), change.entries().to_vec());
         let (seqno, published) = (fence.seqno(), fence.clone());
-        let late = move || {
+        change.after().when_signaled(move || {
             write_entries(&mut table.lock(), &entries);
             timeline.signal(seqno);
-        };
-        if let Err(signalled_meanwhile) = change.after().on_signaled(late) {
-            signalled_meanwhile();
-        }
+        });
         Ok(Some(published))
     }
 

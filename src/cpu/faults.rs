@@ -204,10 +204,7 @@ impl Faults {
                 Shown::Queued(window, after) => {
                     let mapping = mapping.clone();
                     // The window is on loan until there is somebody who can use it.
-                    let there = move || drop((mapping.post(), window));
-                    if let Err(signalled_meanwhile) = after.on_signaled(there) {
-                        signalled_meanwhile();
-                    }
+                    after.when_signaled(move || drop((mapping.post(), window)));
                 }
                 Shown::FellBack => return Ok(()),
             }
@@ -217,12 +214,11 @@ impl Faults {
 
     fn post_when_signaled(self: &Arc<Self>, mapping: &Arc<Mapping>, arrival: &FenceSet) {
         let (faults, mapping) = (self.clone(), Arc::downgrade(mapping));
-        let hung = arrival.on_signaled(move || faults.post(mapping));
+        let post = move || faults.post(mapping);
+        #[cfg(not(loom_mutant = "arrival_that_is_early_posts_nobody"))]
+        arrival.when_signaled(post);
         #[cfg(loom_mutant = "arrival_that_is_early_posts_nobody")]
-        let hung = hung.or(Ok::<_, fn()>(()));
-        if let Err(signalled_meanwhile) = hung {
-            signalled_meanwhile();
-        }
+        let _posts_nobody = arrival.on_signaled(post);
     }
 
     fn bring(self: &Arc<Self>, mapping: &Arc<Mapping>) -> Brought {
