@@ -14,6 +14,7 @@ use super::limits::{BarLimit, Marks, P2p, Rank};
 use super::tally::{Tallies, Tally, Way};
 use super::users::{PageUsers, PendingUse, Sum, Sums, Use, User, kind_for, kind_of, user_mut};
 use crate::bo::WeakBuffer;
+use crate::region::push_run;
 
 /// A buffer of which pages are in use.
 #[derive(Debug)]
@@ -223,14 +224,10 @@ impl Book {
 
     /// The parts of a wish that its importer has not mapped.
     fn not_mapped_by_importer(&self, wish: &Wish) -> Vec<Range<u64>> {
-        let mut fresh: Vec<Range<u64>> = Vec::new();
+        let mut fresh = Vec::new();
         for (piece, users) in self.pieces(wish) {
-            if kind_for(users, wish.importer) == Use::Live {
-                continue;
-            }
-            match fresh.last_mut() {
-                Some(last) if last.end == piece.start => last.end = piece.end,
-                _ => fresh.push(piece),
+            if kind_for(users, wish.importer) != Use::Live {
+                push_run(&mut fresh, piece);
             }
         }
         fresh

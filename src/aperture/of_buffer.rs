@@ -15,6 +15,7 @@ use devpagemap_fence::sync::lending::{Lender, Loan};
 use slab::Slab;
 
 use super::window::Shown;
+use crate::region::push_run;
 
 /// How many windows each new one looks at, to drop the dead.
 const SWEPT_AT_ONCE: usize = 2;
@@ -78,7 +79,7 @@ impl BufferWindows {
         let mut page = pages.start;
         while page < pages.end {
             let Some(number) = self.number_at(page) else {
-                push_gap(&mut cover.gaps, page);
+                push_run(&mut cover.gaps, page..page + 1);
                 page += 1;
                 continue;
             };
@@ -167,12 +168,5 @@ impl BufferWindows {
 
     pub(super) fn into_lenders(self) -> impl Iterator<Item = Lender<Shown>> {
         self.kept.into_iter().map(|(_, kept)| kept.lender)
-    }
-}
-
-fn push_gap(gaps: &mut Vec<Range<u64>>, page: u64) {
-    match gaps.last_mut() {
-        Some(last) if last.end == page => last.end += 1,
-        _ => gaps.push(page..page + 1),
     }
 }

@@ -11,7 +11,7 @@ use super::windows::CpuHold;
 use crate::bo::{Buffer, Transaction};
 use crate::error::Result;
 use crate::manager::Manager;
-use crate::region::Pin;
+use crate::region::{Pin, pages_of};
 
 /// A [`Window`] that stays current: its buffer is pinned in VRAM while it exists. For CPU users that need one address for
 /// long; it counts against [`P2pLimits::cpu_reserve`](crate::P2pLimits::cpu_reserve), which no peer can use.
@@ -46,7 +46,7 @@ impl Transaction<'_, '_, '_> {
     /// # Errors
     /// As [`Buffer::pin_window`].
     pub(crate) fn pin_window(&mut self, slot: Slot, bytes: &Range<u64>) -> Result<PinnedWindow> {
-        let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
+        let pages = pages_of(bytes);
         let kept_bytes = (pages.end - pages.start) * PAGE_BYTES;
         let manager = self.manager.clone();
         let hold = manager.windows.hold_for_cpu(kept_bytes, &mut self.exec.split().1)?;

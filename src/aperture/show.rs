@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use devpagemap_allocator::{PAGE_BYTES, Span};
+use devpagemap_allocator::Span;
 use devpagemap_fence::sync::lending::Lender;
 use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Fence, FenceSet, Held, Slot, levels, lockdep};
@@ -27,7 +27,7 @@ use super::{Bar, BarAddr, BarLimit, WindowChange, WindowEntry};
 use crate::bo::{BoState, Buffer, Transaction};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
-use crate::region::{RegionKind, total_bytes};
+use crate::region::{RegionKind, bytes_of, pages_of, total_bytes};
 use crate::stats::Counters;
 
 impl Buffer {
@@ -80,7 +80,7 @@ impl Buffer {
         if len_bytes == 0 {
             return Err(Error::InvalidSize { what: "a window", bytes: 0, why: "is nothing" });
         }
-        Ok(bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES))
+        Ok(pages_of(bytes))
     }
 }
 
@@ -178,8 +178,7 @@ impl Manager {
         held: &mut Held<'_, levels::Tickets>,
     ) -> Result<Window> {
         let resource = state.resource.as_ref().expect("a buffer that can be shown has a place");
-        let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
-        let mut cover = state.windows.cover(&pages);
+        let mut cover = state.windows.cover(&pages_of(bytes));
         if !cover.gaps.is_empty() {
             self.fill(&mut cover, &resource.extents, former, &mut state.windows, held)?;
         }
@@ -339,7 +338,8 @@ impl Manager {
 }
 
 fn slice(extents: &ExtentList, pages: &Range<u64>) -> ExtentList {
-    extents.slice(pages.start * PAGE_BYTES, (pages.end - pages.start) * PAGE_BYTES)
+    let bytes = bytes_of(pages);
+    extents.slice(bytes.start, bytes.end - bytes.start)
 }
 
 fn vram_spans(place: &ExtentList) -> Vec<Span> {

@@ -6,11 +6,12 @@
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-use devpagemap_allocator::{PAGE_BYTES, Span};
+use devpagemap_allocator::Span;
 use devpagemap_fence::sync::lending::{Lendable, Lender, Loan};
 use devpagemap_fence::{FenceSet, Held};
 
 use super::{BarAddr, BarExtent, Windows, Zap};
+use crate::region::bytes_of;
 
 /// Pages of a buffer and where the BAR shows them. Everything in it is constant.
 #[derive(Debug)]
@@ -37,12 +38,12 @@ impl Lendable for Shown {
 impl Shown {
     /// The bytes of the buffer that it shows.
     pub(super) fn bytes(&self) -> Range<u64> {
-        self.pages.start * PAGE_BYTES..self.pages.end * PAGE_BYTES
+        bytes_of(&self.pages)
     }
 
     /// Where the BAR shows the part of `bytes` (of the buffer) that is in this window.
     fn push_extents(&self, bytes: &Range<u64>, extents: &mut Vec<BarExtent>) {
-        let mut at = self.pages.start * PAGE_BYTES;
+        let mut at = self.bytes().start;
         for span in &self.spans {
             let (start, end) = (at.max(bytes.start), (at + span.len_bytes).min(bytes.end));
             if start < end {

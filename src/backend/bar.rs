@@ -8,6 +8,7 @@
 //! A change whose fences have signalled is made at once. Any other is made by the callback of its last fence, in whatever
 //! thread signals it, as a GPU makes it when its command processor gets there.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
@@ -17,6 +18,7 @@ use devpagemap_migrate::VramAddr;
 use super::Arena;
 use crate::aperture::{Bar, BarAddr, BarMemory, WindowChange, WindowEntry};
 use crate::error::{Error, Result};
+use crate::region::push_run;
 
 /// The pages of a BAR of windows: the page of VRAM that each shows plus one, or 0. A large table costs no memory until used.
 type Table = Arc<Outside<Vec<u64>>>;
@@ -115,28 +117,32 @@ impl SoftwareBar {
     /// The memory behind a part of the BAR, if it is one piece of VRAM.
     pub(crate) fn memory(&self, addr: BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
         let shown = self.shown(addr, len_bytes).ok()?;
-        let [(offset_bytes, shown_bytes)] = shown[..] else { return None };
-        let start = self.vram.address(offset_bytes, shown_bytes)?;
-        Some(BarMemory { file: self.vram.memfd(), offset_bytes, start })
+        let [run] = &shown[..] else { return None };
+        let start = self.vram.address(run.start, run.end - run.start)?;
+        Some(BarMemory { file: self.vram.memfd(), offset_bytes: run.start, start })
     }
 
     fn pieces(&self, addr: BarAddr, len: usize) -> Result<Vec<(*mut u8, usize)>> {
-        let address = |(offset, len_bytes)| {
-            let start = self.vram.address(offset, len_bytes).expect("what a BAR shows lies in VRAM");
+        let address = |run: Range<u64>| {
+            let len_bytes = run.end - run.start;
+            let start = self.vram.address(run.start, len_bytes).expect("what a BAR shows lies in VRAM");
             (start.as_ptr(), len_bytes as usize)
         };
         Ok(self.shown(addr, len as u64)?.into_iter().map(address).collect())
     }
 
-    /// Which runs of VRAM a part of the BAR shows, by offset and length. All or nothing.
-    fn shown(&self, addr: BarAddr, len_bytes: u64) -> Result<Vec<(u64, u64)>> {
+    /// Which bytes of VRAM a part of the BAR shows. All or nothing.
+    fn shown(&self, addr: BarAddr, len_bytes: u64) -> Result<Vec<Range<u64>>> {
         let error = |why| Err(Error::BarAccess { addr, len_bytes, why });
         let Some(end) = addr.0.checked_add(len_bytes).filter(|end| *end <= self.size_bytes) else {
             return error("passes the end of the BAR");
         };
-        let Some(table) = &self.table else { return Ok(vec![(addr.0, len_bytes)]) };
+        let mut runs = Vec::new();
+        let Some(table) = &self.table else {
+            push_run(&mut runs, addr.0..end);
+            return Ok(runs);
+        };
         let table = table.lock();
-        let mut runs: Vec<(u64, u64)> = Vec::new();
         let mut at = addr.0;
         while at < end {
             let in_page = at % PAGE_BYTES;
@@ -144,10 +150,7 @@ impl SoftwareBar {
                 return error("meets a page that no window shows");
             };
             let (start, len) = (page * PAGE_BYTES + in_page, (end - at).min(PAGE_BYTES - in_page));
-            match runs.last_mut() {
-                Some((last, last_len)) if *last + *last_len == start => *last_len += len,
-                _ => runs.push((start, len)),
-            }
+            push_run(&mut runs, start..start + len);
             at += len;
         }
         Ok(runs)

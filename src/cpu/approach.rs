@@ -3,11 +3,11 @@
 //! What the buffer's hint has counted decides (see `bo/cpu_hint.rs`), or the device's policy does. A buffer that cannot be moved is no
 //! obstacle: its bytes are copied, and the next attempt comes when copies have cost as much again.
 
-use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::Held;
 
 use crate::bo::{Buffer, CpuAccess, CpuWish};
 use crate::error::{Error, Result};
+use crate::region::pages_of;
 
 const COULD_NOT_MOVE: &str =
     "cpu access: the buffer could not be moved where the CPU sees it; its bytes were copied";
@@ -21,7 +21,7 @@ impl Buffer {
         if !self.should_move() {
             return Ok(false);
         }
-        let pages = offset_bytes / PAGE_BYTES..(offset_bytes + len_bytes).div_ceil(PAGE_BYTES);
+        let pages = pages_of(&(offset_bytes..offset_bytes + len_bytes));
         let wish = CpuWish { caching: self.0.caching(), pages };
         let manager = &self.0.manager;
         let moved = self.transact(|transaction, slot| transaction.make_reachable(slot, &wish));

@@ -15,6 +15,7 @@ use super::{AfterLoss, Caching};
 use crate::aperture::PinnedWindow;
 use crate::bo::{Buffer, CpuWish, WeakBuffer};
 use crate::error::{Error, Result};
+use crate::region::{bytes_of, pages_of};
 use crate::stats::Counters;
 
 /// A buffer, or a part of it, mapped for the CPU. The address stays while the buffer moves; nothing is pinned, unless the map was
@@ -162,8 +163,8 @@ impl CpuMapBuilder<'_> {
         manager.check_present()?;
         let watcher = if self.pinned { None } else { self.watcher()? };
         let pinned = watcher.is_none();
-        let pages = self.range.start / PAGE_BYTES..self.range.end.div_ceil(PAGE_BYTES);
-        let in_pages = pages.start * PAGE_BYTES..pages.end * PAGE_BYTES;
+        let pages = pages_of(&self.range);
+        let in_pages = bytes_of(&pages);
         let len_bytes = in_pages.end - in_pages.start;
         let space = AddressSpace::reserve(watcher, in_pages.start, len_bytes, self.writable)?;
         let mapping = Mapping::new(

@@ -35,6 +35,7 @@ use super::windowed::Piece;
 use crate::backend::DeviceMemory;
 use crate::bo::{CpuWish, WeakBuffer};
 use crate::error::Result;
+use crate::region::push_run;
 
 /// How many extents are pointed at together: a touch of a scattered buffer makes so many mappings of the kernel's and no more.
 const EXTENTS_PER_GROUP: usize = 16;
@@ -160,14 +161,9 @@ impl There {
 
     /// The runs of pointed groups.
     fn pointed_runs(&self) -> Vec<Range<u64>> {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        for index in (0..self.starts.len()).filter(|index| self.pointed[*index]) {
-            let range = self.range(index);
-            match runs.last_mut() {
-                Some(last) if last.end == range.start => last.end = range.end,
-                _ => runs.push(range),
-            }
-        }
+        let mut runs = Vec::new();
+        let pointed = (0..self.starts.len()).filter(|index| self.pointed[*index]);
+        pointed.for_each(|index| push_run(&mut runs, self.range(index)));
         runs
     }
 }

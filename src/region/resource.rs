@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use devpagemap_allocator::{PAGE_BYTES, Span};
+use devpagemap_allocator::Span;
 use devpagemap_migrate::{Addr, Extent, ExtentList, SysAddr, VramAddr};
 
-use super::{NodeKey, RegionKind, total_bytes};
+use super::{NodeKey, RegionKind, bytes_of, total_bytes};
 
 /// Memory that one buffer owns in one region. It must be handed back to its region; the owner is the buffer's state,
 /// under its reservation.
@@ -45,8 +45,8 @@ impl Resource {
 
     /// Whether all of these `pages` of the buffer lie within the first `visible_bytes` of VRAM, or in system memory.
     pub(crate) fn shows_pages(&self, pages: &Range<u64>, visible_bytes: u64) -> bool {
-        let (start, end) = (pages.start * PAGE_BYTES, pages.end * PAGE_BYTES);
-        let wanted = self.extents.slice(start, end - start);
+        let bytes = bytes_of(pages);
+        let wanted = self.extents.slice(bytes.start, bytes.end - bytes.start);
         self.region != RegionKind::Vram
             || wanted.iter().all(|extent| extent.addr.offset() + extent.len_bytes <= visible_bytes)
     }

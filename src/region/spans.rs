@@ -1,8 +1,8 @@
-//! Arithmetic on lists of spans, in one place.
+//! Arithmetic on lists of spans and of ranges, in one place.
 
 use std::ops::Range;
 
-use devpagemap_allocator::{PAGE_BYTES, Span};
+use devpagemap_allocator::Span;
 
 pub(crate) fn total_bytes(spans: &[Span]) -> u64 {
     spans.iter().map(|span| span.len_bytes).sum()
@@ -54,9 +54,12 @@ pub(crate) fn merge_adjacent(spans: &mut Vec<Span>) {
     });
 }
 
-/// `len_bytes` in whole pages; `None` when that overflows.
-pub(crate) fn round_up_to_pages(len_bytes: u64) -> Option<u64> {
-    len_bytes.checked_next_multiple_of(PAGE_BYTES)
+/// Adds a range to a list in order; one that begins where the last ends makes that longer.
+pub(crate) fn push_run(runs: &mut Vec<Range<u64>>, next: Range<u64>) {
+    match runs.last_mut() {
+        Some(last) if last.end == next.start => last.end = next.end,
+        _ => runs.push(next),
+    }
 }
 
 fn range_of(span: &Span) -> Range<u64> {
