@@ -2,42 +2,23 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 
 use super::address::PciAddress;
+use super::builder::MachineBuilder;
+use super::function::{Function, PciIds, PortKind};
+use super::link::Link;
+use super::source::Note;
 
 /// A node of a [`Machine`]. Good for the machine that it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(u32);
+pub struct NodeId(pub(super) u32);
 
-/// Where a source says something.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The file, or what else it was read from.
-    pub file: Arc<str>,
-    /// The line, counted from 1; `None` when the whole file is meant.
-    pub line: Option<u64>,
-}
-
-/// A source that cannot be read, or that says what cannot be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopologyError {
-    /// Where.
-    pub place: Place,
-    /// What is wrong there.
-    pub reason: String,
-}
-
-impl fmt::Display for TopologyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.place.line {
-            Some(line) => write!(f, "{}:{line}: {}", self.place.file, self.reason),
-            None => write!(f, "{}: {}", self.place.file, self.reason),
-        }
+impl NodeId {
+    /// Counted from 0, the root, in the order of [`Machine::nodes`].
+    pub fn index(self) -> usize {
+        self.0 as usize
     }
 }
-
-impl std::error::Error for TopologyError {}
 
 /// Who made a CPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +29,27 @@ pub enum CpuVendor {
     Amd,
     /// Somebody else, by name.
     Other(String),
+}
+
+impl CpuVendor {
+    /// From the name that the CPU gives itself.
+    pub fn from_name(name: &str) -> CpuVendor {
+        match name {
+            "GenuineIntel" => CpuVendor::Intel,
+            "AuthenticAMD" => CpuVendor::Amd,
+            other => CpuVendor::Other(other.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for CpuVendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CpuVendor::Intel => f.write_str("Intel"),
+            CpuVendor::Amd => f.write_str("AMD"),
+            CpuVendor::Other(name) => f.write_str(name),
+        }
+    }
 }
 
 /// What is known of a CPU.
@@ -61,95 +63,19 @@ pub struct CpuInfo {
     pub model: Option<u32>,
 }
 
-/// Which chip a function is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PciIds {
-    /// Its vendor.
-    pub vendor: u16,
-    /// The device, as its vendor counts.
-    pub device: u16,
+/// The bus at the root of a PCI tree. It is written as the system names its directory, `pci0000:3a`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RootBus {
+    /// The domain, or segment.
+    pub domain: u32,
+    /// The bus.
+    pub bus: u8,
 }
 
-impl fmt::Display for PciIds {
+impl fmt::Display for RootBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04x}:{:04x}", self.vendor, self.device)
+        write!(f, "pci{:04x}:{:02x}", self.domain, self.bus)
     }
-}
-
-/// What a PCI Express port is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PortKind {
-    /// Of a root complex.
-    Root,
-    /// The side of a switch that faces the CPU.
-    Upstream,
-    /// A side of a switch that faces devices.
-    Downstream,
-}
-
-/// Access control services of a port, as far as they redirect peer traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Acs {
-    /// Requests between peers go up to the root first.
-    pub request_redirect: bool,
-    /// Completions do.
-    pub completion_redirect: bool,
-    /// Requests are checked against where they may go.
-    pub egress_control: bool,
-}
-
-impl Acs {
-    /// Whether traffic between peers below this port does not take the short way.
-    pub fn redirects(&self) -> bool {
-        self.request_redirect || self.completion_redirect || self.egress_control
-    }
-}
-
-/// The link between a function and the port above it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PciLink {
-    /// Bytes per second in one direction, as the link is trained now.
-    pub bytes_per_s: Option<u64>,
-    /// As it could be at best.
-    pub max_bytes_per_s: Option<u64>,
-}
-
-/// A base address register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bar {
-    /// Which, from 0.
-    pub index: u8,
-    /// Where it begins on the bus; `None` when that is not known.
-    pub start: Option<u64>,
-    /// How long it is.
-    pub len_bytes: u64,
-    /// Whether reading has no side effects.
-    pub prefetchable: bool,
-}
-
-/// A PCI function: a bridge, or what is at the end.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Function {
-    /// `None` for one that a source has made up.
-    pub address: Option<PciAddress>,
-    /// Base class, sub-class and interface, as in `0x030200`.
-    pub class: Option<u32>,
-    /// Which chip it is.
-    pub ids: Option<PciIds>,
-    /// The link to the port above.
-    pub link: PciLink,
-    /// What kind of port it is, if it is one.
-    pub port: Option<PortKind>,
-    /// `None` when it is not known whether it redirects. A port without the capability redirects nothing.
-    pub acs: Option<Acs>,
-    /// `None` when they are not known.
-    pub bars: Option<Vec<Bar>>,
-    /// Whether it passes atomic operations on, or completes them.
-    pub atomics: Option<bool>,
-    /// The NUMA node that it says it is near.
-    pub numa: Option<u32>,
-    /// Size of its own memory, and how much of that the bus sees; in bytes.
-    pub vram: Option<(u64, u64)>,
 }
 
 /// What a node is.
@@ -161,9 +87,11 @@ pub enum NodeKind {
     Package(CpuInfo),
     /// A NUMA node, by its number.
     Numa(u32),
-    /// A root of the PCI tree.
+    /// A root of a PCI tree.
     HostBridge {
-        /// The chip at function 00.0 of its root bus, when known.
+        /// Its bus, when known.
+        bus: Option<RootBus>,
+        /// The chip at device 00.0 of its bus. Where a source leaves it out, the builder takes it from the function there.
         ids: Option<PciIds>,
     },
     /// A PCI bridge.
@@ -183,48 +111,38 @@ pub struct Node {
     pub names: Vec<String>,
 }
 
-/// What a private link is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LinkKind {
-    /// NVIDIA's.
-    NvLink,
-    /// AMD's.
-    Xgmi,
-    /// Another one.
-    Other,
-}
-
-/// A private link, in one direction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// Whose requests it carries.
-    pub from: NodeId,
-    /// Whom it reaches.
-    pub to: NodeId,
-    /// What it is.
-    pub kind: LinkKind,
-    /// How many lanes or bricks it has; at least 1.
-    pub count: u32,
-    /// All of them together.
-    pub bytes_per_s: Option<u64>,
-    /// Whether it carries atomic operations.
-    pub atomics: Option<bool>,
+impl Node {
+    /// The PCI function that it is, if it is one: a bridge, or an end point.
+    pub fn function(&self) -> Option<&Function> {
+        match &self.kind {
+            NodeKind::Bridge(function) | NodeKind::Function(function) => Some(function),
+            _ => None,
+        }
+    }
 }
 
 /// A machine. Immutable: a change is a new machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
-    nodes: Vec<Node>,
-    links: Vec<Link>,
-    by_address: HashMap<PciAddress, NodeId>,
+    pub(super) nodes: Vec<Node>,
+    /// Of each node, how far below the root it is.
+    pub(super) depths: Vec<u16>,
+    /// Of each node, what is directly below it, in the order in which it was added.
+    pub(super) children: Vec<Vec<NodeId>>,
+    /// Of each node, what kind of port it is, as it says or by counting.
+    pub(super) ports: Vec<Option<PortKind>>,
+    pub(super) numa_count: usize,
+    pub(super) package_count: usize,
+    /// Sorted by ends, then kind.
+    pub(super) links: Vec<Link>,
+    pub(super) by_address: HashMap<PciAddress, NodeId>,
+    pub(super) notes: Vec<Note>,
 }
 
 impl Machine {
     /// Begins a machine.
     pub fn builder() -> MachineBuilder {
-        let root = Node { parent: None, kind: NodeKind::Machine, names: Vec::new() };
-        let machine = Machine { nodes: vec![root], links: Vec::new(), by_address: HashMap::new() };
-        MachineBuilder { machine }
+        MachineBuilder::new()
     }
 
     /// The root.
@@ -234,7 +152,7 @@ impl Machine {
 
     /// A part.
     pub fn node(&self, id: NodeId) -> &Node {
-        &self.nodes[id.0 as usize]
+        &self.nodes[id.index()]
     }
 
     /// All parts, each after what it is part of.
@@ -242,9 +160,37 @@ impl Machine {
         self.nodes.iter().enumerate().map(|(index, node)| (NodeId(index as u32), node))
     }
 
-    /// All private links.
+    /// What is directly below a part.
+    pub fn children(&self, id: NodeId) -> &[NodeId] {
+        &self.children[id.index()]
+    }
+
+    /// How far below the root a part is.
+    pub fn depth(&self, id: NodeId) -> usize {
+        usize::from(self.depths[id.index()])
+    }
+
+    /// All private links, sorted by their ends.
     pub fn links(&self) -> &[Link] {
         &self.links
+    }
+
+    /// The private links that go out from a node.
+    pub fn links_from(&self, from: NodeId) -> &[Link] {
+        let begin = self.links.partition_point(|link| link.from < from);
+        let len = self.links[begin..].partition_point(|link| link.from == from);
+        &self.links[begin..begin + len]
+    }
+
+    /// The private link that carries `from`'s requests to `to`; of several kinds, the fastest.
+    pub fn link_between(&self, from: NodeId, to: NodeId) -> Option<&Link> {
+        let links = self.links_from(from).iter().filter(|link| link.to == to);
+        links.max_by_key(|link| (link.bytes_per_s, link.count))
+    }
+
+    /// What the reader left out, and went on.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
     }
 
     /// The function at an address.
@@ -252,70 +198,49 @@ impl Machine {
         self.by_address.get(&address).copied()
     }
 
+    /// What the system calls `name`. A name may be given twice.
+    pub fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = NodeId> + 'a {
+        let has = move |node: &Node| node.names.iter().any(|own| own == name);
+        self.nodes().filter(move |(_, node)| has(node)).map(|(id, _)| id)
+    }
+
     /// `id` and everything above it, innermost first.
     pub fn upwards(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
         std::iter::successors(Some(id), |id| self.node(*id).parent)
     }
-}
 
-/// A machine in the making. What cannot be is refused where it was said.
-#[derive(Debug)]
-pub struct MachineBuilder {
-    machine: Machine,
-}
-
-impl MachineBuilder {
-    /// The root.
-    pub fn root(&self) -> NodeId {
-        NodeId(0)
+    /// The root of the PCI tree that a node is in.
+    pub fn host_bridge_of(&self, id: NodeId) -> Option<NodeId> {
+        self.upwards(id).find(|id| matches!(self.node(*id).kind, NodeKind::HostBridge { .. }))
     }
 
-    /// Adds a part below `parent`.
-    ///
-    /// # Errors
-    /// At `place`, when there is something at its PCI address already.
-    pub fn add(
-        &mut self,
-        parent: NodeId,
-        kind: NodeKind,
-        names: Vec<String>,
-        place: &Place,
-    ) -> Result<NodeId, TopologyError> {
-        let id = NodeId(self.machine.nodes.len() as u32);
-        if let NodeKind::Bridge(function) | NodeKind::Function(function) = &kind
-            && let Some(address) = function.address
-            && self.machine.by_address.insert(address, id).is_some()
-        {
-            let reason = format!("{address} is there twice");
-            return Err(TopologyError { place: place.clone(), reason });
+    /// The CPU package that a node is part of, when the source says so.
+    pub fn package_of(&self, id: NodeId) -> Option<NodeId> {
+        self.upwards(id).find(|id| matches!(self.node(*id).kind, NodeKind::Package(_)))
+    }
+
+    /// The NUMA node that a node is in or near: where it is in the tree, else what it or a bridge above it says.
+    pub fn numa_of(&self, id: NodeId) -> Option<u32> {
+        let in_tree = self.upwards(id).find_map(|id| match self.node(id).kind {
+            NodeKind::Numa(number) => Some(number),
+            _ => None,
+        });
+        let said =
+            || self.upwards(id).find_map(|id| self.node(id).function().and_then(|function| function.numa));
+        in_tree.or_else(said)
+    }
+
+    /// The CPU that a node is near: of its package, or of any when all packages are alike.
+    pub fn cpu_of(&self, id: NodeId) -> Option<&CpuInfo> {
+        let info = |id| match &self.node(id).kind {
+            NodeKind::Package(info) => Some(info),
+            _ => None,
+        };
+        if let Some(package) = self.package_of(id) {
+            return info(package);
         }
-        self.machine.nodes.push(Node { parent: Some(parent), kind, names });
-        Ok(id)
-    }
-
-    /// The function at an address, of those added so far.
-    pub fn at(&self, address: PciAddress) -> Option<NodeId> {
-        self.machine.at(address)
-    }
-
-    /// Adds a private link in one direction.
-    ///
-    /// # Errors
-    /// At `place`, for one from a node to itself and one without lanes.
-    pub fn link(&mut self, link: Link, place: &Place) -> Result<(), TopologyError> {
-        let wrong = |reason: &str| Err(TopologyError { place: place.clone(), reason: reason.to_string() });
-        if link.from == link.to {
-            return wrong("a link from a device to itself");
-        }
-        if link.count == 0 {
-            return wrong("a link of 0 lanes");
-        }
-        self.machine.links.push(link);
-        Ok(())
-    }
-
-    /// The machine.
-    pub fn build(self) -> Machine {
-        self.machine
+        let mut all = self.nodes().filter_map(|(id, _)| info(id));
+        let first = all.next()?;
+        all.all(|other| other == first).then_some(first)
     }
 }

@@ -12,10 +12,19 @@
 //! It is pure data. What a source does not say is `None`, which is never read as yes.
 
 mod address;
+mod builder;
+mod function;
+mod label;
+mod link;
 mod machine;
+mod path;
+mod source;
 
 pub use address::{PciAddress, WrongPciAddress};
-pub use machine::{
-    Acs, Bar, CpuInfo, CpuVendor, Function, Link, LinkKind, Machine, MachineBuilder, Node, NodeId, NodeKind,
-    PciIds, PciLink, Place, PortKind, TopologyError,
-};
+pub use builder::{MAX_DEPTH, MachineBuilder};
+pub use function::{Acs, Bar, BarSizes, Function, PciIds, PortKind, Vram};
+pub use label::Label;
+pub use link::{Link, LinkKind, PciLink, parse_pci_speed, pci_bytes_per_s};
+pub use machine::{CpuInfo, CpuVendor, Machine, Node, NodeId, NodeKind, RootBus};
+pub use path::Path;
+pub use source::{Note, Place, TopologyError};
