@@ -90,14 +90,11 @@ impl Transaction<'_, '_, '_> {
     /// # Errors
     /// Those of [`Transaction::validate`]; [`Error::InvalidPlacement`] when it may not be in VRAM.
     pub(crate) fn validate_for_window(&mut self, slot: Slot) -> Result<()> {
-        let placement = self.exec.set().object(slot).placement().in_vram();
-        let placement = placement.ok_or_else(|| Error::InvalidPlacement {
+        let shown = self.exec.set().object(slot).placement().for_peers(self.manager.windows.bar());
+        let shown = shown.ok_or_else(|| Error::InvalidPlacement {
             why: "none of its places is in VRAM, and a BAR shows nothing else".into(),
         })?;
-        match self.manager.windows.bar() {
-            Bar::Prefix(_) => self.validate(slot, &placement.for_cpu()),
-            Bar::Windows(_) => self.validate(slot, &placement),
-        }
+        self.validate(slot, &shown)
     }
 
     /// A window on these bytes of a locked buffer, which is where the BAR can show it. Takes the aperture lock, and calls the driver

@@ -86,6 +86,11 @@ pub(crate) enum Away {
 }
 
 impl BoState {
+    /// Where the bytes are; `None` before the first use.
+    pub(crate) fn region(&self) -> Option<RegionKind> {
+        self.resource.as_ref().map(|resource| resource.region)
+    }
+
     /// # Errors
     /// [`Error::FenceFailed`] when a move that has ended lost the bytes.
     pub(crate) fn check_not_lost(&self) -> Result<()> {
@@ -196,8 +201,7 @@ impl Buffer {
     /// Where the bytes are now; `None` before the first use. Somebody else may move them the moment after.
     pub fn region(&self) -> Option<RegionKind> {
         let mut held = Held::enter();
-        let state = self.0.reservation.lock(&mut held);
-        state.resource.as_ref().map(|resource| resource.region)
+        self.0.reservation.lock(&mut held).region()
     }
 
     /// Whether the CPU reaches all bytes where they are now, through the BAR or in system memory.

@@ -187,11 +187,6 @@ impl Placement {
         (!places.is_empty()).then_some(Placement { places })
     }
 
-    /// Whether one of its places is in `region`.
-    pub(crate) fn names(&self, region: RegionKind) -> bool {
-        self.places.iter().any(|place| place.region == region)
-    }
-
     /// Whether every place is in VRAM.
     pub(crate) fn needs_vram(&self) -> bool {
         self.places.iter().all(|place| place.region == RegionKind::Vram)

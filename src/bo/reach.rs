@@ -83,25 +83,21 @@ impl Transaction<'_, '_, '_> {
         self.exec.set().state(slot).check_not_lost()?;
         let buffer = self.exec.set().arc(slot);
         self.exec.set_mut().state_mut(slot).cpu.accessed();
-        let in_vram = wish.caching.max(buffer.caching()) <= self.manager.vram_caching;
+        let in_vram = buffer.may_be_reached_in_vram(wish.caching);
         let is_new = self.resource(slot).is_none();
         let fell_back = match self.manager.cpu_access {
             _ if !in_vram && self.is_in_system_memory(slot) => None,
             _ if !in_vram => self.reach_in_system_memory(slot, &buffer, Away::ForCpu).map(|()| None)?,
-            CpuAccess::Visible if buffer.placement().names(RegionKind::Vram) => {
-                let in_sight = match self.manager.reaches_by_windows() {
-                    true => buffer.placement().in_vram().expect("it names VRAM"),
-                    false => buffer.placement().in_visible_vram(),
-                };
-                self.reach_by_evicting(slot, &buffer, &in_sight)?
+            CpuAccess::Visible => {
+                let in_sight = self.in_sight(&buffer).map_or(Cow::Borrowed(buffer.placement()), Cow::Owned);
+                self.reach_by_evicting(slot, &in_sight)?
             }
-            CpuAccess::Visible => self.reach_by_evicting(slot, &buffer, buffer.placement())?,
             CpuAccess::Auto | CpuAccess::Window if is_new => {
                 let in_sight = match self.manager.reaches_by_windows() {
                     true => Cow::Borrowed(buffer.placement()),
                     false => Cow::Owned(buffer.placement().for_cpu()),
                 };
-                self.reach_by_evicting(slot, &buffer, &in_sight)?
+                self.reach_by_evicting(slot, &in_sight)?
             }
             _ if self.is_reachable(slot, &wish.pages) => None,
             CpuAccess::Auto | CpuAccess::Window => self.reach_with_little_moved(slot, &buffer)?,
@@ -111,7 +107,7 @@ impl Transaction<'_, '_, '_> {
             }
         };
         self.exec.set_mut().state_mut(slot).cpu.moved();
-        let region = self.resource(slot).expect("it was brought somewhere just now").region;
+        let region = self.region(slot).expect("it was brought somewhere just now");
         let caching = match region {
             RegionKind::Vram => self.manager.vram_caching,
             RegionKind::Gtt | RegionKind::System => Caching::Cached,
@@ -119,8 +115,13 @@ impl Transaction<'_, '_, '_> {
         Ok(Reached { region, caching, fell_back })
     }
 
+    /// Its places in VRAM, where the BAR shows them or can; `None` when it has none.
+    fn in_sight(&self, buffer: &BufferObject) -> Option<Placement> {
+        buffer.placement().for_peers(self.manager.windows.bar())
+    }
+
     fn is_in_system_memory(&self, slot: Slot) -> bool {
-        self.resource(slot).is_some_and(|resource| resource.region != RegionKind::Vram)
+        self.region(slot).is_some_and(|region| region != RegionKind::Vram)
     }
 
     fn is_reachable(&self, slot: Slot, pages: &Range<u64>) -> bool {
@@ -131,21 +132,16 @@ impl Transaction<'_, '_, '_> {
     }
 
     /// The first of these places, which the CPU all sees, evicting others; else system memory.
-    fn reach_by_evicting(
-        &mut self,
-        slot: Slot,
-        buffer: &BufferObject,
-        visible: &Placement,
-    ) -> Result<Option<&'static str>> {
+    fn reach_by_evicting(&mut self, slot: Slot, visible: &Placement) -> Result<Option<&'static str>> {
         match self.reach_in(slot, visible, &[Pass::Free, Pass::Evicting]) {
             Ok(()) => Ok(None),
-            Err(refused) => self.fall_back(slot, buffer, refused).map(Some),
+            Err(refused) => self.fall_back(slot, refused).map(Some),
         }
     }
 
     /// See the table above.
     fn reach_with_little_moved(&mut self, slot: Slot, buffer: &BufferObject) -> Result<Option<&'static str>> {
-        let visible = buffer.placement().in_visible_vram();
+        let visible = self.in_sight(buffer).expect("it is in VRAM, where the CPU does not reach it");
         let passes = [Pass::Free, Pass::Relocating, Pass::EvictingIdle];
         let passes = match self.exec.set().state(slot).cpu.goes_back_and_forth() {
             true => &passes[..],
@@ -155,7 +151,7 @@ impl Transaction<'_, '_, '_> {
             Ok(()) => return Ok(None),
             Err(refused) => refused,
         };
-        match self.fall_back(slot, buffer, refused) {
+        match self.fall_back(slot, refused) {
             Err(
                 Error::Exhausted { region: RegionKind::System, .. }
                 | Error::TooLarge { region: RegionKind::System, .. },
@@ -170,7 +166,7 @@ impl Transaction<'_, '_, '_> {
 
     fn reach_in_system_memory(&mut self, slot: Slot, buffer: &BufferObject, away: Away) -> Result<()> {
         let placement = buffer.placement().in_system_memory();
-        let was_in_vram = self.resource(slot).is_some_and(|resource| resource.region == RegionKind::Vram);
+        let was_in_vram = self.region(slot) == Some(RegionKind::Vram);
         self.moving_for(Some(TO_SYSTEM), |transaction| transaction.validate(slot, &placement))?;
         if was_in_vram {
             self.exec.set_mut().state_mut(slot).away = Some(away);
@@ -179,14 +175,10 @@ impl Transaction<'_, '_, '_> {
     }
 
     /// System memory instead of visible VRAM, which was `refused`; the reason is counted.
-    pub(crate) fn fall_back(
-        &mut self,
-        slot: Slot,
-        buffer: &BufferObject,
-        refused: Error,
-    ) -> Result<&'static str> {
+    pub(crate) fn fall_back(&mut self, slot: Slot, refused: Error) -> Result<&'static str> {
         let Some(reason) = fallback_reason(&refused) else { return Err(refused) };
-        self.reach_in_system_memory(slot, buffer, Away::ForLackOfVisibility)?;
+        let buffer = self.exec.set().arc(slot);
+        self.reach_in_system_memory(slot, &buffer, Away::ForLackOfVisibility)?;
         let (_, mut held) = self.exec.split();
         Counters::count(&self.manager.counters.bar_fallbacks);
         self.manager.reasons.count(reason, &mut held);
@@ -221,7 +213,7 @@ impl Transaction<'_, '_, '_> {
         let hinted = self.exec.set().state(slot).cpu.is_alive();
         let stays_in_system = hinted && self.is_in_system_memory(slot);
         let placement = match stays_in_system {
-            true => buffer.placement().near_the_cpu(buffer.caching() <= self.manager.vram_caching),
+            true => buffer.placement().near_the_cpu(buffer.may_be_reached_in_vram(Caching::Uncached)),
             false => Cow::Borrowed(buffer.placement()),
         };
         self.validate(slot, &placement)
@@ -230,9 +222,16 @@ impl Transaction<'_, '_, '_> {
     /// Notes that a submission uses a member.
     pub(crate) fn note_submission(&mut self, slot: Slot) {
         let buffer = self.exec.set().arc(slot);
-        let in_vram = buffer.caching() <= self.manager.vram_caching;
-        let stays = in_vram || buffer.placement().names(RegionKind::Gtt);
+        let in_vram = buffer.may_be_reached_in_vram(Caching::Uncached);
+        let stays = in_vram || buffer.placement().allows(RegionKind::Gtt);
         self.exec.set_mut().state_mut(slot).cpu.submitted(stays);
+    }
+}
+
+impl BufferObject {
+    /// Whether the CPU may reach it in VRAM: whether that is cached as its creator wants at least, and as `wished`.
+    pub(crate) fn may_be_reached_in_vram(&self, wished: Caching) -> bool {
+        wished.max(self.caching()) <= self.manager.vram_caching
     }
 }
 
@@ -243,18 +242,12 @@ impl Placement {
         Placement::in_order(gtt.cloned().chain([Place::SYSTEM]).collect())
     }
 
-    /// Its places in VRAM, of which there is one at least, where the CPU sees them.
-    fn in_visible_vram(&self) -> Placement {
-        let in_vram = self.places().iter().filter(|place| place.region() == RegionKind::Vram);
-        Placement::in_order(in_vram.cloned().map(Place::visible).collect())
-    }
-
     /// The same places, preferring without evicting anybody those that the CPU reaches: GTT, where the bytes are already, else
     /// visible VRAM if they may be reached there.
     fn near_the_cpu(&self, in_vram: bool) -> Cow<'_, Placement> {
         let near = |place: &Place| match place.region() {
             RegionKind::Gtt => Some(Place { fallback: false, ..place.clone().desired() }),
-            RegionKind::Vram if in_vram && !self.names(RegionKind::Gtt) => {
+            RegionKind::Vram if in_vram && !self.allows(RegionKind::Gtt) => {
                 Some(Place { fallback: false, ..place.clone().visible().desired() })
             }
             RegionKind::Vram | RegionKind::System => None,

@@ -92,6 +92,11 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         self.exec.set().state(slot).resource.as_ref()
     }
 
+    /// Where a locked buffer's bytes are; `None` before their first use.
+    pub(crate) fn region(&self, slot: Slot) -> Option<RegionKind> {
+        self.exec.set().state(slot).region()
+    }
+
     /// Brings a locked buffer to one of `placement`'s places.
     ///
     /// # Errors
@@ -249,8 +254,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
 
     /// Pages in system memory; the ones it has, if it is there already.
     fn take_system(&mut self, slot: Slot, buffer: &Arc<BufferObject>, region: RegionKind) -> Result<Found> {
-        let here = self.resource(slot).map(|resource| resource.region);
-        if here.is_some_and(|here| here != RegionKind::Vram) {
+        if self.region(slot).is_some_and(|here| here != RegionKind::Vram) {
             return Ok(Found::SamePages(region));
         }
         let (_, mut held) = self.exec.split();
@@ -304,8 +308,8 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         (away != Away::Evicted).then_some("visibility: came back to VRAM, which it had left for visibility")
     }
 
-    /// Takes the bytes away from CPU maps and tells importers, queues the copy into `new` behind all users of the buffer and of the new space, and swaps the resource.
-    /// Returns the old one, which is the caller's to give back, and the copy's fence.
+    /// Takes the bytes away from CPU maps and tells importers, queues the copy into `new` behind all users of the buffer and of
+    /// the new space, and swaps the resource. Returns the old one, which is the caller's to give back, and the copy's fence.
     pub(crate) fn queue_bytes(
         &mut self,
         slot: Slot,

@@ -79,16 +79,15 @@ impl Transaction<'_, '_, '_> {
     /// How a mapping shows the buffer where it is; `None` when it cannot.
     pub(super) fn way(&self, slot: Slot, mapping: &Mapping) -> Option<Way> {
         let resource = self.resource(slot)?;
-        let needed = mapping.wish.caching.max(self.exec.set().object(slot).caching());
-        if resource.region == RegionKind::Vram && needed > self.manager.vram_caching {
+        let in_vram = resource.region == RegionKind::Vram;
+        if in_vram && !self.exec.set().object(slot).may_be_reached_in_vram(mapping.wish.caching) {
             return None;
         }
         if mapping.can_show(&resource.extents.slice(mapping.range.start, mapping.len_bytes())) {
             return Some(Way::Direct);
         }
         let piece_bytes = self.manager.windows.cpu_piece_bytes();
-        let is_windowed = resource.region == RegionKind::Vram && self.manager.reaches_by_windows();
-        is_windowed.then_some(Way::Windows { piece_bytes })
+        (in_vram && self.manager.reaches_by_windows()).then_some(Way::Windows { piece_bytes })
     }
 }
 

@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use devpagemap_fence::{FenceSet, Held, levels};
 
-use super::windowed::{NOT_MAPPABLE, Piece, check_programmed};
+use super::Caching;
+use super::windowed::{Behind, Piece};
 use crate::aperture::Window;
 use crate::bo::{BoState, BufferObject, CpuAccess};
 use crate::error::Error;
@@ -45,17 +46,11 @@ impl Manager {
             Ok(None) => return Glimpse::Elsewhere,
             Err(refused) => return Glimpse::Refused(refused),
         };
-        let after = window.after();
-        if !after.is_signaled() {
-            return Glimpse::Queued(window, after);
-        }
-        if let Err(refused) = check_programmed(&after) {
-            return Glimpse::Refused(refused);
-        }
         let resource = state.resource.as_ref().expect("a buffer with a window has a place");
-        match self.behind(&window, &resource.extents) {
-            Some(pieces) => Glimpse::Seen(body(&pieces)),
-            None => Glimpse::Refused(NOT_MAPPABLE),
+        match self.look_behind(&window, &resource.extents) {
+            Ok(Behind::Pieces(pieces)) => Glimpse::Seen(body(&pieces)),
+            Ok(Behind::Queued(after)) => Glimpse::Queued(window, after),
+            Err(refused) => Glimpse::Refused(refused),
         }
     }
 
@@ -96,6 +91,6 @@ impl Manager {
 impl BufferObject {
     /// Whether the CPU reaches this buffer wherever it is in VRAM, and need not move it.
     pub(super) fn is_windowed(&self) -> bool {
-        self.manager.reaches_by_windows() && self.caching() <= self.manager.vram_caching
+        self.manager.reaches_by_windows() && self.may_be_reached_in_vram(Caching::Uncached)
     }
 }

@@ -70,7 +70,7 @@ impl Buffer {
                 }
                 Glimpse::Refused(refused) => {
                     self.transact(|transaction, slot| {
-                        transaction.fall_back(slot, &self.0, refused.clone()).map(drop)
+                        transaction.fall_back(slot, refused.clone()).map(drop)
                     })?;
                 }
             }

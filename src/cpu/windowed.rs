@@ -40,7 +40,15 @@ pub(crate) struct Piece<'a> {
     pub(crate) len_bytes: u64,
 }
 
-pub(super) const NOT_MAPPABLE: Error = Error::Unsupported { what: "this driver's BAR cannot be mapped" };
+const NOT_MAPPABLE: Error = Error::Unsupported { what: "this driver's BAR cannot be mapped" };
+
+/// What a look behind a window finds.
+pub(super) enum Behind<'a> {
+    /// The bytes, in the order of the buffer's.
+    Pieces(Vec<Piece<'a>>),
+    /// The driver programs the window behind these.
+    Queued(FenceSet),
+}
 
 /// What came of showing a part of a mapping.
 pub(super) enum Shown {
@@ -74,26 +82,23 @@ impl Transaction<'_, '_, '_> {
         if !matches!(self.way(slot, mapping), Some(Way::Windows { .. })) {
             return Ok(Shown::Done);
         }
-        let window = match self.show(slot, &mapping.in_buffer(range)) {
-            Ok(window) => window,
-            Err(refused) => {
-                self.leave_vram(slot, refused)?;
-                return Ok(Shown::FellBack);
-            }
-        };
-        let after = window.after();
-        if !after.is_signaled() {
-            return Ok(Shown::Queued(window, after));
+        match self.show_by_window(slot, mapping, range) {
+            Err(refused) => self.fall_back(slot, refused).map(|_reason| Shown::FellBack),
+            shown => shown,
         }
-        if let Err(refused) = check_programmed(&after) {
-            self.leave_vram(slot, refused)?;
-            return Ok(Shown::FellBack);
-        }
+    }
+
+    /// The same for bytes that only windows show.
+    ///
+    /// # Errors
+    /// Why there is no window, or none that can be mapped.
+    fn show_by_window(&mut self, slot: Slot, mapping: &Arc<Mapping>, range: &Range<u64>) -> Result<Shown> {
+        let window = self.show(slot, &mapping.in_buffer(range))?;
         let manager = self.manager;
         let place = &self.resource(slot).expect("a buffer with a window has a place").extents;
-        let Some(pieces) = manager.behind(&window, place) else {
-            self.leave_vram(slot, NOT_MAPPABLE)?;
-            return Ok(Shown::FellBack);
+        let pieces = match manager.look_behind(&window, place)? {
+            Behind::Pieces(pieces) => pieces,
+            Behind::Queued(after) => return Ok(Shown::Queued(window, after)),
         };
         let follower: Weak<dyn Zap> = Arc::<Mapping>::downgrade(mapping);
         #[cfg(not(loom_mutant = "fault_follows_no_window"))]
@@ -115,8 +120,8 @@ impl Transaction<'_, '_, '_> {
         match self.show(slot, &(mapping.range.start..end)) {
             // It stays until somebody wants its space.
             Ok(window) if self.can_be_mapped(slot, &window) => Ok(None),
-            Ok(_) => self.leave_vram(slot, NOT_MAPPABLE).map(Some),
-            Err(refused) => self.leave_vram(slot, refused).map(Some),
+            Ok(_) => self.fall_back(slot, NOT_MAPPABLE).map(Some),
+            Err(refused) => self.fall_back(slot, refused).map(Some),
         }
     }
 
@@ -135,10 +140,10 @@ impl Transaction<'_, '_, '_> {
             Ok(window) if self.can_be_mapped(slot, &window) => Ok((Some(window), None)),
             Ok(window) => {
                 drop(window);
-                Ok((None, Some(self.leave_vram(slot, NOT_MAPPABLE)?)))
+                Ok((None, Some(self.fall_back(slot, NOT_MAPPABLE)?)))
             }
             Err(full @ Error::ApertureFull { .. }) if asked_for => Err(full),
-            Err(refused) => Ok((None, Some(self.leave_vram(slot, refused)?))),
+            Err(refused) => Ok((None, Some(self.fall_back(slot, refused)?))),
         }
     }
 
@@ -147,17 +152,11 @@ impl Transaction<'_, '_, '_> {
         let place = &self.resource(slot).expect("a buffer with a window has a place").extents;
         !window.after().is_signaled() || self.manager.behind(window, place).is_some()
     }
-
-    /// Brings a buffer for which there is no window to system memory.
-    fn leave_vram(&mut self, slot: Slot, refused: Error) -> Result<&'static str> {
-        let buffer = self.exec.set().arc(slot);
-        self.fall_back(slot, &buffer, refused)
-    }
 }
 
 /// # Errors
 /// [`Error::Driver`] when a window whose fences have signalled may show something else, as one of them failed.
-pub(super) fn check_programmed(after: &FenceSet) -> Result<()> {
+fn check_programmed(after: &FenceSet) -> Result<()> {
     let failed =
         |error: FenceError| Error::Driver { action: "program a window", reason: error.to_string().into() };
     after.first_error().map_or(Ok(()), |error| Err(failed(error)))
@@ -169,8 +168,21 @@ impl Manager {
         matches!(self.windows.bar(), Bar::Windows(_)) && self.cpu_access != CpuAccess::System
     }
 
+    /// Looks behind a window on a buffer at `place`.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when it may show something else, [`Error::Unsupported`] when the CPU cannot map what it shows.
+    pub(super) fn look_behind(&self, window: &Window, place: &ExtentList) -> Result<Behind<'_>> {
+        let after = window.after();
+        if !after.is_signaled() {
+            return Ok(Behind::Queued(after));
+        }
+        check_programmed(&after)?;
+        self.behind(window, place).map(Behind::Pieces).ok_or(NOT_MAPPABLE)
+    }
+
     /// What is behind a window on a buffer at `place`, once its fences have signalled; `None` when the CPU cannot map it.
-    pub(crate) fn behind(&self, window: &Window, place: &ExtentList) -> Option<Vec<Piece<'_>>> {
+    fn behind(&self, window: &Window, place: &ExtentList) -> Option<Vec<Piece<'_>>> {
         let bytes = window.bytes();
         let place = place.slice(bytes.start, bytes.end - bytes.start);
         let mut pieces = Vec::new();
