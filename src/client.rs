@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::Held;
 
 use crate::aperture::{Account, AccountId, Ledger};
@@ -74,12 +73,12 @@ impl Client {
     /// How much of the BAR importers may use for the buffers of this client together, from now on; in whole pages, rounded down.
     /// What is mapped beyond that stays, but there is no more. Without a limit, that of the device is the only one.
     pub fn set_p2p_limit(&self, limit: Size) {
-        self.account.account.set_limit(limit.as_bytes() / PAGE_BYTES, &mut Held::in_destructor());
+        self.account.account.set_limit(limit);
     }
 
     /// How much of the BAR importers have mapped of its buffers.
     pub fn p2p_used(&self) -> Size {
-        Size::bytes(self.account.account.live_pages(&mut Held::in_destructor()) * PAGE_BYTES)
+        self.account.account.used()
     }
 
     /// Describes a buffer of `size`, on this account.

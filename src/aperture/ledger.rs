@@ -28,12 +28,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::{FenceSet, Held, Lock, levels};
 
 use super::book::Book;
 use super::gate::{Crossing, PressureLevel};
 use super::limits::{BarLimit, Marks, P2p, Rank};
 use crate::bo::WeakBuffer;
+use crate::size::Size;
 
 /// An importer's or a client's account. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -159,14 +161,16 @@ impl Account {
         Account { id, ledger: ledger.clone() }
     }
 
-    /// What it may use from now on. What it uses beyond that stays, but there is no more.
-    pub(crate) fn set_limit(&self, limit_pages: u64, held: &mut Held<'_, levels::Tickets>) {
-        self.ledger.book.lock(held).set_limit(self.id, limit_pages);
+    /// What it may use from now on, in whole pages, rounded down. What it uses beyond that stays, but there is no more.
+    pub(crate) fn set_limit(&self, limit: Size) {
+        let limit_pages = limit.as_bytes() / PAGE_BYTES;
+        self.ledger.book.lock(&mut Held::in_destructor()).set_limit(self.id, limit_pages);
     }
 
-    /// The pages of its maps.
-    pub(crate) fn live_pages(&self, held: &mut Held<'_, levels::Tickets>) -> u64 {
-        self.ledger.book.lock(held).live_pages_of(self.id)
+    /// What its maps use.
+    pub(crate) fn used(&self) -> Size {
+        let live_pages = self.ledger.book.lock(&mut Held::in_destructor()).live_pages_of(self.id);
+        Size::bytes(live_pages * PAGE_BYTES)
     }
 }
 
@@ -198,8 +202,7 @@ impl Ledger {
             self.book.lock(held)
         };
         let (after, unreaped) = book.charge(wish, room_pages);
-        let Wish { place, pages, importer, .. } = wish.clone();
-        let charge = Charge { place, pages, importer };
+        let charge = Charge { place: wish.place, pages: wish.pages.clone(), importer: wish.importer };
         Ok(Granted { charge, after, unreaped, crossed: book.note_use() })
     }
 
@@ -371,7 +374,7 @@ mod tests {
         let _first = desk.map(1, 0..4, allowed(0));
         let wish = Wish { importer: other.id, ..desk.wish(1, 2..6, allowed(0)) };
         let _second = desk.try_map(&wish).expect("there is room");
-        let live = |account: &Account| account.live_pages(&mut Held::in_destructor());
+        let live = |account: &Account| account.used().as_bytes() / PAGE_BYTES;
         assert_eq!((desk.usage(), live(&desk.client)), ((6, 0), 6));
         assert_eq!((live(&desk.importer), live(&other)), (4, 4));
     }
@@ -454,12 +457,11 @@ mod tests {
     #[test]
     fn limits_of_an_importer_and_of_a_client_are_their_own() {
         let mut desk = Desk::open();
-        let mut held = Held::in_destructor();
-        desk.importer.set_limit(3, &mut held);
-        desk.client.set_limit(5, &mut held);
+        desk.importer.set_limit(Size::bytes(3 * PAGE_BYTES));
+        desk.client.set_limit(Size::bytes(6 * PAGE_BYTES - 1));
         let _first = desk.map(1, 0..3, allowed(0));
         assert_eq!(desk.refused(2, 0..1, allowed(0)).limit, BarLimit::Importer);
-        let other = Account::open(&desk.ledger, &mut held);
+        let other = Account::open(&desk.ledger, &mut Held::in_destructor());
         let wish = Wish { importer: other.id, ..desk.wish(2, 0..3, prefer(0)) };
         let over = desk.try_map(&wish).expect_err("6 pages of the client's 5");
         let client = Over { limit: BarLimit::Client, limit_pages: 5, used_pages: 3, missing_pages: 1 };
@@ -470,7 +472,7 @@ mod tests {
     fn a_limit_that_is_lowered_takes_nothing_away_and_gives_nothing_more() {
         let mut desk = Desk::open();
         let first = desk.map(1, 0..6, allowed(0));
-        desk.client.set_limit(2, &mut Held::in_destructor());
+        desk.client.set_limit(Size::bytes(2 * PAGE_BYTES));
         assert_eq!((desk.usage(), desk.refused(1, 6..7, allowed(0)).missing_pages), ((6, 0), 5));
         drop(desk.ledger.release(first.charge, FenceSet::new(), &mut Held::in_destructor()));
         let _within = desk.map(1, 0..2, allowed(0));

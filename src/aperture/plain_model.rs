@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::{FenceSet, Held, Timeline};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -16,6 +17,7 @@ use super::gate::PressureLevel;
 use super::ledger::{Account, AccountId, Charge, Ledger, Over, PlaceKey, Unreaped, Wish};
 use super::limits::{BarLimit, Marks, P2p, Rank};
 use crate::bo::WeakBuffer;
+use crate::size::Size;
 
 const IMPORTERS: usize = 3;
 const CLIENTS: usize = 2;
@@ -111,6 +113,10 @@ struct Model {
     expected: Vec<(PressureLevel, bool)>,
 }
 
+fn pages_long(pages: u64) -> Size {
+    Size::bytes(pages * PAGE_BYTES)
+}
+
 impl Model {
     fn new(soft_pages: u64, reopen_pages: u64, limits: Vec<u64>) -> Model {
         let marks = Marks { reopen_pages, soft_pages, hard_pages: HARD_PAGES };
@@ -118,7 +124,7 @@ impl Model {
         let mut held = Held::in_destructor();
         let open = |limit: &u64| {
             let account = Account::open(&ledger, &mut held);
-            account.set_limit(*limit, &mut held);
+            account.set_limit(pages_long(*limit));
             Some(account)
         };
         let accounts = limits.iter().map(open).collect();
@@ -319,10 +325,7 @@ impl Model {
                 let account = self.importers.get(account).copied().unwrap_or(account);
                 self.limits[account] = pages;
                 self.highest[account] = self.highest[account].max(pages);
-                self.accounts[account]
-                    .as_ref()
-                    .expect("it is there")
-                    .set_limit(pages, &mut Held::in_destructor());
+                self.accounts[account].as_ref().expect("it is there").set_limit(pages_long(pages));
             }
             Step::SetRank { buffer, rank } => {
                 self.ranks[buffer as usize] = rank;
@@ -355,7 +358,7 @@ impl Model {
             let counted = |map: &Map| Model::counts_for(account, map);
             let live = self.pages(|map| map.is_live() && counted(map)).len() as u64;
             if let Some(owner) = owner {
-                assert_eq!(owner.live_pages(&mut held), live, "live pages of account {account}");
+                assert_eq!(owner.used(), pages_long(live), "live pages of account {account}");
             }
             let in_use = self.pages(|map| map.may_be_used() && counted(map)).len() as u64;
             assert!(in_use <= self.highest[account], "{in_use} pages of account {account} are in use");

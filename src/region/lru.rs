@@ -10,11 +10,13 @@
 //! reservation; one that cannot has met a buffer whose destructor is about to take the region lock. Pinned buffers
 //! keep their node, off the lists. Everything here is under the region lock.
 
+use std::sync::Arc;
+
 use devpagemap_allocator::Span;
 use slab::Slab;
 
-use super::{PRIORITIES, RegionKind};
-use crate::bo::WeakBuffer;
+use super::{PRIORITIES, RegionKind, total_bytes};
+use crate::bo::{BufferObject, WeakBuffer};
 
 /// The node of one resource. Given back when the resource is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,13 +53,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(
-        buffer: WeakBuffer,
-        id: u64,
-        spans: Vec<Span>,
-        len_bytes: u64,
-        priority: usize,
-    ) -> Node {
+    /// A node of `buffer`, which occupies `spans`; none in a region that only counts bytes.
+    pub(crate) fn of(buffer: &Arc<BufferObject>, spans: Vec<Span>) -> Node {
+        debug_assert!(spans.is_empty() || total_bytes(&spans) == buffer.footprint_bytes);
+        let weak = WeakBuffer::of(buffer);
+        Node::new(weak, buffer.id(), spans, buffer.footprint_bytes, buffer.priority())
+    }
+
+    fn new(buffer: WeakBuffer, id: u64, spans: Vec<Span>, len_bytes: u64, priority: usize) -> Node {
         let priority = priority.min(PRIORITIES - 1);
         Node {
             buffer,

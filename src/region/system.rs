@@ -13,7 +13,7 @@ use devpagemap_fence::{Held, Lock};
 
 use super::{GhostId, Heap, Lru, Node, NodeKey, RegionKind, Taken, total_bytes};
 use crate::backend::Arena;
-use crate::bo::{BufferObject, WeakBuffer};
+use crate::bo::BufferObject;
 use crate::error::{Error, Result};
 
 /// Freed bytes that are kept backed by real memory.
@@ -185,8 +185,7 @@ impl SystemState {
             buffer.id()
         );
         self.gtt_claimed_bytes -= len_bytes;
-        let node = Node::new(WeakBuffer::of(buffer), buffer.id(), Vec::new(), len_bytes, buffer.priority());
-        Some(self.lru.insert(node))
+        Some(self.lru.insert(Node::of(buffer, Vec::new())))
     }
 
     /// Counts a buffer's pages out of `region`.

@@ -145,9 +145,7 @@ impl VramRegion {
         debug_assert_eq!(len_bytes % PAGE_BYTES, 0);
         state.used_bytes += len_bytes;
         state.peak_bytes = state.peak_bytes.max(state.used_bytes);
-        let id = buffer.id();
-        let node = Node::new(WeakBuffer::of(buffer), id, spans.clone(), len_bytes, buffer.priority());
-        let node = state.lru.insert(node);
+        let node = state.lru.insert(Node::of(buffer, spans.clone()));
         Resource::new(RegionKind::Vram, spans, Some(node))
     }
 
@@ -163,10 +161,9 @@ impl VramRegion {
         let buffer = set.arc(slot);
         let Some(resource) = set.state_mut(slot).resource.as_mut() else { return };
         let (RegionKind::Vram, Some(old)) = (resource.region, old.node) else { return };
-        let (len_bytes, spans) = (resource.len_bytes(), resource.spans.clone());
-        let node = Node::new(WeakBuffer::of(&buffer), buffer.id(), spans, len_bytes, buffer.priority());
+        let node = Node::of(&buffer, resource.spans.clone());
         resource.node = Some(state.lru.insert_beside(node, old));
-        state.used_bytes += len_bytes;
+        state.used_bytes += resource.len_bytes();
     }
 
     /// Takes a resource off the LRU; its bytes become a ghost behind `fences`.

@@ -4,7 +4,6 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 
-use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::{Fence, Held};
 
 use crate::aperture::Account;
@@ -134,13 +133,13 @@ impl Peer {
     /// How much of the BAR it may map, from now on; in whole pages, rounded down. What it has mapped beyond that stays, but
     /// there is no more. Without a limit, those of the device and of the buffers' clients are the only ones.
     pub fn set_p2p_limit(&self, limit: Size) {
-        self.joined.account.set_limit(limit.as_bytes() / PAGE_BYTES, &mut Held::in_destructor());
+        self.joined.account.set_limit(limit);
     }
 
     /// How much of the BAR its maps keep. In a BAR of windows that may be more than their ranges: who maps a part of what others
     /// have mapped keeps all of it when they are gone, and so it counts from the beginning.
     pub fn p2p_used(&self) -> Size {
-        Size::bytes(self.joined.account.live_pages(&mut Held::in_destructor()) * PAGE_BYTES)
+        self.joined.account.used()
     }
 }
 
