@@ -9,13 +9,14 @@
 //! thread signals it, as a GPU makes it when its command processor gets there.
 
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::{Fence, Outside, Timeline};
 use devpagemap_migrate::VramAddr;
 
-use super::Arena;
+use super::{Arena, gather, scatter};
 use crate::aperture::{Bar, BarAddr, BarMemory, WindowChange, WindowEntry};
 use crate::error::{Error, Result};
 use crate::region::push_run;
@@ -91,26 +92,18 @@ impl SoftwareBar {
 
     /// Reads as a peer on the bus would.
     pub(crate) fn read(&self, addr: BarAddr, into: &mut [u8]) -> Result<()> {
-        let mut rest = into;
-        for (start, len) in self.pieces(addr, rest.len())? {
-            let (piece, behind) = rest.split_at_mut(len);
-            // SAFETY: `pieces` found `len` bytes from `start` within the VRAM mapping, which self keeps. They are reached through
-            // raw pointers only; what orders this access against copies and jobs are the fences that a peer has to wait for.
-            unsafe { std::ptr::copy_nonoverlapping(start, piece.as_mut_ptr(), len) };
-            rest = behind;
-        }
+        let pieces = self.pieces(addr, into.len())?;
+        // SAFETY: `pieces` found them within the VRAM mapping, which self keeps. They are reached through raw pointers only; what
+        // orders this access against copies and jobs are the fences that a peer has to wait for.
+        unsafe { gather(pieces, into) };
         Ok(())
     }
 
     /// Writes as a peer on the bus would.
     pub(crate) fn write(&self, addr: BarAddr, from: &[u8]) -> Result<()> {
-        let mut rest = from;
-        for (start, len) in self.pieces(addr, rest.len())? {
-            let (piece, behind) = rest.split_at(len);
-            // SAFETY: as in read.
-            unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), start, len) };
-            rest = behind;
-        }
+        let pieces = self.pieces(addr, from.len())?;
+        // SAFETY: as in read.
+        unsafe { scatter(from, pieces) };
         Ok(())
     }
 
@@ -122,11 +115,11 @@ impl SoftwareBar {
         Some(BarMemory { file: self.vram.memfd(), offset_bytes: run.start, start })
     }
 
-    fn pieces(&self, addr: BarAddr, len: usize) -> Result<Vec<(*mut u8, usize)>> {
+    fn pieces(&self, addr: BarAddr, len: usize) -> Result<Vec<(NonNull<u8>, usize)>> {
         let address = |run: Range<u64>| {
             let len_bytes = run.end - run.start;
             let start = self.vram.address(run.start, len_bytes).expect("what a BAR shows lies in VRAM");
-            (start.as_ptr(), len_bytes as usize)
+            (start, len_bytes as usize)
         };
         Ok(self.shown(addr, len as u64)?.into_iter().map(address).collect())
     }

@@ -6,6 +6,7 @@ mod bar;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
+mod pieces;
 #[cfg(not(any(loom, shuttle)))]
 mod software;
 
@@ -16,3 +17,4 @@ pub use memory::DeviceMemory;
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;
+pub(crate) use pieces::{gather, scatter};

@@ -4,11 +4,13 @@
 //! waiter is in nobody's way. Memory that the BAR does not show is reached through a window (`glimpse.rs`) or a queued copy (`bounce.rs`),
 //! or the buffer is moved when that is cheaper (`approach.rs`).
 
+use std::ptr::NonNull;
+
 use devpagemap_fence::{Held, Locked, Usage, levels};
-use devpagemap_migrate::{ExtentList, MemoryMap};
+use devpagemap_migrate::{Extent, ExtentList, MemoryMap};
 
 use super::windowed::Piece;
-use crate::backend::DeviceMemory;
+use crate::backend::{DeviceMemory, gather, scatter};
 use crate::bo::{BoState, Buffer, Placement};
 use crate::error::{Error, Result};
 
@@ -149,50 +151,40 @@ fn may_sleep_when_touched(slice: &[u8]) -> bool {
 /// Copies what the CPU sees of `extents` into `into`; false and nothing copied when it does not see all of it.
 pub(super) fn read_extents(cpu: &DeviceMemory, extents: &ExtentList, into: &mut [u8]) -> bool {
     let Some(pieces) = resolve(cpu, extents) else { return false };
-    let mut rest = into;
-    for (start, len) in pieces {
-        let (piece, behind) = rest.split_at_mut(len);
-        // SAFETY: resolve checked that `len` bytes from `start` are mapped memory of this device, kept alive by `cpu`. The
-        // caller holds the buffer's reservation, no writer's fence is outstanding and later ones wait for the reservation, so
-        // nobody writes these bytes. `piece` is ordinary memory of the caller's, which no device memory overlaps.
-        unsafe { std::ptr::copy_nonoverlapping(start, piece.as_mut_ptr(), len) };
-        rest = behind;
-    }
+    // SAFETY: resolve checked that the pieces are mapped memory of this device, kept alive by `cpu`. The caller holds the buffer's
+    // reservation, no writer's fence is outstanding and later ones wait for the reservation, so nobody writes these bytes. `into` is
+    // ordinary memory of the caller's, which no device memory overlaps.
+    unsafe { gather(pieces, into) };
     true
 }
 
 /// Copies `from` to what the CPU sees of `extents`; false and nothing copied when it does not see all of it.
 pub(super) fn write_extents(cpu: &DeviceMemory, extents: &ExtentList, from: &[u8]) -> bool {
     let Some(pieces) = resolve(cpu, extents) else { return false };
-    let mut rest = from;
-    for (start, len) in pieces {
-        let (piece, behind) = rest.split_at(len);
-        // SAFETY: as in read_extents; the caller made sure that no reader's fence is outstanding either.
-        unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), start, len) };
-        rest = behind;
-    }
+    // SAFETY: as in read_extents; the caller made sure that no reader's fence is outstanding either.
+    unsafe { scatter(from, pieces) };
     true
 }
 
 /// Copies what is behind a piece to the start of `into`.
 fn read_piece(piece: &Piece<'_>, into: &mut [u8]) {
-    let into = &mut into[..piece.len_bytes as usize];
+    let len = piece.len_bytes as usize;
     // SAFETY: the driver vouches for so many bytes behind the BAR, whose window is on loan and shows the buffer that the caller has
     // locked. No writer's fence is outstanding, as in read_extents. `into` is ordinary memory of the caller's.
-    unsafe { std::ptr::copy_nonoverlapping(piece.memory.start.as_ptr(), into.as_mut_ptr(), into.len()) };
+    unsafe { gather([(piece.memory.start, len)], &mut into[..len]) };
 }
 
 /// Copies the start of `from` to what is behind a piece.
 fn write_piece(piece: &Piece<'_>, from: &[u8]) {
-    let from = &from[..piece.len_bytes as usize];
+    let len = piece.len_bytes as usize;
     // SAFETY: as in read_piece; the caller made sure that no reader's fence is outstanding either.
-    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), piece.memory.start.as_ptr(), from.len()) };
+    unsafe { scatter(&from[..len], [(piece.memory.start, len)]) };
 }
 
-fn resolve(cpu: &DeviceMemory, extents: &ExtentList) -> Option<Vec<(*mut u8, usize)>> {
-    let piece = |extent: &devpagemap_migrate::Extent| {
+fn resolve(cpu: &DeviceMemory, extents: &ExtentList) -> Option<Vec<(NonNull<u8>, usize)>> {
+    let piece = |extent: &Extent| {
         let start = cpu.resolve(extent.addr, extent.len_bytes)?;
-        Some((start.as_ptr(), usize::try_from(extent.len_bytes).ok()?))
+        Some((start, usize::try_from(extent.len_bytes).ok()?))
     };
     extents.iter().map(piece).collect()
 }
