@@ -35,7 +35,7 @@ impl Buffer {
     /// As [`Buffer::window`]; and [`Error::ApertureFull`](crate::Error::ApertureFull) when the CPU's reserve of a BAR of windows is in use
     /// by other pinned windows. Each counts for itself.
     pub fn pin_window(&self, bytes: Range<u64>) -> Result<PinnedWindow> {
-        self.checked_pages(&bytes)?;
+        self.check_range("a window", &bytes)?;
         self.transact_window(|transaction, slot| transaction.pin_window(slot, &bytes))
     }
 }

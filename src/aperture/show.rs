@@ -41,7 +41,8 @@ impl Buffer {
     /// windows, [`Error::InvalidPlacement`] for a buffer that may not be in VRAM, those of
     /// [`Buffer::place_now`], and what the driver says.
     pub fn window(&self, bytes: Range<u64>) -> Result<Window> {
-        let pages = self.checked_pages(&bytes)?;
+        self.check_range("a window", &bytes)?;
+        let pages = pages_of(&bytes);
         let shown = {
             let mut held = Held::enter();
             let mut state = self.0.reservation.lock(&mut held);
@@ -68,19 +69,6 @@ impl Buffer {
     ) -> Result<O> {
         lockdep::might_lock::<levels::Aperture>("windows");
         self.transact(body)
-    }
-
-    /// The pages of `bytes`.
-    pub(super) fn checked_pages(&self, bytes: &Range<u64>) -> Result<Range<u64>> {
-        let size_bytes = self.size().as_bytes();
-        let len_bytes = bytes.end.saturating_sub(bytes.start);
-        if bytes.end > size_bytes {
-            return Err(Error::OutOfBounds { offset_bytes: bytes.start, len_bytes, size_bytes });
-        }
-        if len_bytes == 0 {
-            return Err(Error::InvalidSize { what: "a window", bytes: 0, why: "is nothing" });
-        }
-        Ok(pages_of(bytes))
     }
 }
 

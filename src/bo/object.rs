@@ -1,5 +1,6 @@
 //! A buffer whose bytes survive every move.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -229,6 +230,22 @@ impl Buffer {
     pub fn wait(&self) -> Result<()> {
         self.0.manager.wait(&self.0.reservation.fences(Usage::Read))?;
         self.0.reservation.lock(&mut Held::enter()).check_not_lost()
+    }
+
+    /// Checks that these are bytes of the buffer, for `what` is to have them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSize`] for none, [`Error::OutOfBounds`] for bytes that it does not have.
+    pub(crate) fn check_range(&self, what: &'static str, bytes: &Range<u64>) -> Result<()> {
+        let size_bytes = self.0.size_bytes;
+        if bytes.is_empty() {
+            return Err(Error::InvalidSize { what, bytes: 0, why: "is nothing" });
+        }
+        if bytes.end > size_bytes {
+            let (offset_bytes, len_bytes) = (bytes.start, bytes.end - bytes.start);
+            return Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes });
+        }
+        Ok(())
     }
 
     /// Gives it a place now, instead of at its first use: the first of its placement that can be had, evicting others if

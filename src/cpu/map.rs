@@ -158,7 +158,7 @@ impl CpuMapBuilder<'_> {
     /// visible VRAM nor system memory can be had, [`Error::ApertureFull`] for a pinned map when other pinned maps and windows have the CPU's
     /// reserve of a BAR of windows, [`Error::Io`] when the system gives no addresses, [`Error::DeviceLost`].
     pub fn map(self) -> Result<CpuMap> {
-        self.check_range()?;
+        self.buffer.check_range("a CPU map", &self.range)?;
         let manager = &self.buffer.0.manager;
         manager.check_present()?;
         let watcher = if self.pinned { None } else { self.watcher()? };
@@ -202,19 +202,6 @@ impl CpuMapBuilder<'_> {
         // Lost meanwhile: whoever declared it has told the mappings that were there by then, and this one is told by its error.
         manager.check_present()?;
         Ok(map)
-    }
-
-    fn check_range(&self) -> Result<()> {
-        let (range, size_bytes) = (&self.range, self.buffer.size().as_bytes());
-        if range.start >= range.end {
-            let bytes = range.end.saturating_sub(range.start);
-            return Err(Error::InvalidSize { what: "a CPU map", bytes, why: "are nothing" });
-        }
-        if range.end > size_bytes {
-            let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
-            return Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes });
-        }
-        Ok(())
     }
 
     /// Who will be told of touches; `None` when this device's maps pin, which is counted with its reason.
