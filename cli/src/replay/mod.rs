@@ -1,6 +1,7 @@
 //! Replaying a trace: through a device, with real bytes, in the trace's order.
 
 pub mod contents;
+mod cpu_check;
 pub mod job;
 pub mod outcome;
 pub mod pattern;

@@ -10,7 +10,8 @@
 //! A batch that cannot be placed fails alone: it is recorded with the manager's reason, it wrote nothing, and the
 //! next goes on.
 
-use super::contents::{Checker, Coming, Contents, Expected};
+use super::contents::{Checker, Coming, Contents};
+use super::cpu_check::{CHUNK_BYTES, CpuCheck};
 use super::job::{Plan, Times, Work};
 use super::outcome::{Config, Data, FailedBatch, Outcome, Placement, Problem, Slice, Verify};
 use super::samples::{Sample, Samples};
@@ -25,8 +26,6 @@ use std::time::Instant;
 
 /// Batches that may be queued before the submitting thread waits for the oldest.
 const MAX_QUEUED: usize = 1024;
-/// How much the CPU reads or writes at once.
-const CPU_CHUNK_BYTES: u64 = 1 << 20;
 /// Failures outside of batches that are kept in full; all are counted.
 const MAX_PROBLEMS: usize = 64;
 
@@ -148,7 +147,7 @@ impl<'a> Run<'a> {
             problems: Vec::new(),
             problem_count: 0,
             reasons: BTreeMap::new(),
-            scratch: vec![0; CPU_CHUNK_BYTES as usize],
+            scratch: vec![0; CHUNK_BYTES as usize],
             every_buffer_was_created: true,
         }
     }
@@ -263,7 +262,7 @@ impl<'a> Run<'a> {
         let coming = live.contents.coming();
         let mut at = 0;
         while at < live.size_bytes {
-            let len = CPU_CHUNK_BYTES.min(live.size_bytes - at);
+            let len = CHUNK_BYTES.min(live.size_bytes - at);
             let chunk = &mut self.scratch[..len as usize];
             coming.pattern().fill(at, chunk);
             buffer.write_at(at, chunk).map_err(|error| format!("its upload failed at byte {at}: {error}"))?;
@@ -537,34 +536,6 @@ impl<'a> Run<'a> {
             let what = format!("the manager counted a peak of {managed} live bytes, the trace has {counted}");
             self.problem(0, "running totals disagree with the manager", what);
         }
-    }
-}
-
-/// Checks a buffer through the CPU, piece by piece.
-struct CpuCheck<'a> {
-    scratch: &'a mut [u8],
-    checker: &'a Checker,
-    name: &'a str,
-}
-
-impl CpuCheck<'_> {
-    fn run(
-        &mut self,
-        size_bytes: u64,
-        expected: &Expected,
-        read: impl Fn(u64, &mut [u8]) -> devpagemap::Result<()>,
-    ) -> devpagemap::Result<()> {
-        let mut pass = self.checker.pass(expected);
-        let mut at = 0;
-        while at < size_bytes {
-            let len = CPU_CHUNK_BYTES.min(size_bytes - at);
-            let chunk = &mut self.scratch[..len as usize];
-            read(at, chunk)?;
-            pass.check(at, chunk);
-            at += len;
-        }
-        pass.end(self.name, None);
-        Ok(())
     }
 }
 
