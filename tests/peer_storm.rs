@@ -8,8 +8,12 @@
 mod census;
 #[path = "setup/jobs.rs"]
 mod jobs;
+#[path = "setup/numbers.rs"]
+mod numbers;
 #[path = "setup/pattern.rs"]
 mod pattern;
+#[path = "setup/stress_time.rs"]
+mod stress_time;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +26,8 @@ use devpagemap::{
     P2p, P2pLimits, PeerAddr, PeerExtent, PeerMap, Place, Size, SoftwareGpu, Timeline,
 };
 use jobs::{fill, verify};
+use numbers::Numbers;
+use stress_time::stress_time;
 
 type Lab = Device<SoftwareGpu>;
 
@@ -33,12 +39,6 @@ const RESERVE: Size = Size::mib(2);
 
 /// A thread that gets nothing done for so long is stuck.
 const STUCK: Duration = Duration::from_secs(30);
-
-fn stress_time() -> Duration {
-    let told = std::env::var("DEVPAGEMAP_STRESS_SECONDS").ok();
-    let seconds = told.map(|text| text.parse().expect("DEVPAGEMAP_STRESS_SECONDS is a number of seconds"));
-    Duration::from_secs(seconds.unwrap_or(3))
-}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -148,15 +148,13 @@ struct Worker<'a> {
     attachments: Vec<Attachment>,
     /// With their attachment and the number of their use.
     maps: Vec<(u64, PeerMap, Option<u64>)>,
-    numbers: u64,
+    numbers: Numbers,
     has_windows: bool,
 }
 
 impl Worker<'_> {
     fn below(&mut self, limit: u64) -> u64 {
-        self.numbers =
-            self.numbers.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.numbers >> 33) % limit
+        self.numbers.below(limit as usize) as u64
     }
 
     fn step(&mut self) {
@@ -372,7 +370,7 @@ fn storm(bar: Bar) {
                 let attachments =
                     buffers.iter().map(|buffer| buffer.attach(&peer).expect("one device")).collect();
                 let has_windows = matches!(bar, Bar::Windows(_));
-                let (maps, numbers) = (Vec::new(), number);
+                let (maps, numbers) = (Vec::new(), Numbers(number));
                 let mut worker = Worker { device, buffers, nic, attachments, maps, numbers, has_windows };
                 while !over.load(Ordering::Relaxed) {
                     worker.step();

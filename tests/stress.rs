@@ -4,8 +4,12 @@
 mod census;
 #[path = "setup/jobs.rs"]
 mod jobs;
+#[path = "setup/numbers.rs"]
+mod numbers;
 #[path = "setup/pattern.rs"]
 mod pattern;
+#[path = "setup/stress_time.rs"]
+mod stress_time;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use devpagemap::{Buffer, CpuMap, Device, Error, Fence, Place, Size, SoftwareGpu};
 use jobs::{check_pattern, fill, verify, write_pattern};
+use numbers::Numbers;
+use stress_time::stress_time;
 
 type Lab = Device<SoftwareGpu>;
 
@@ -23,12 +29,6 @@ const SHARED_BYTES: u64 = 512 * KIB;
 
 /// A thread that gets nothing done for so long is stuck.
 const STUCK: Duration = Duration::from_secs(30);
-
-fn stress_time() -> Duration {
-    let told = std::env::var("DEVPAGEMAP_STRESS_SECONDS").ok();
-    let seconds = told.map(|text| text.parse().expect("DEVPAGEMAP_STRESS_SECONDS is a number of seconds"));
-    Duration::from_secs(seconds.unwrap_or(3))
-}
 
 /// A buffer that all threads use.
 struct Shared {
@@ -50,17 +50,15 @@ struct Worker<'a> {
     shared: &'a [Shared],
     own: Vec<Own>,
     jobs: Vec<Fence>,
-    /// State of the random numbers.
-    numbers: u64,
+    /// Its choices.
+    numbers: Numbers,
     /// Differs for every fill of every thread.
     next_seed: u64,
 }
 
 impl Worker<'_> {
     fn below(&mut self, limit: u64) -> u64 {
-        self.numbers =
-            self.numbers.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.numbers >> 33) % limit
+        self.numbers.below(limit as usize) as u64
     }
 
     fn fresh_seed(&mut self) -> u64 {
@@ -240,7 +238,7 @@ fn run(device: &Lab) {
                 let (shared, progress) = (&shared, &progress);
                 scope.spawn(move || {
                     let (own, jobs) = (Vec::new(), Vec::new());
-                    let (numbers, next_seed) = (client, 1000 + client);
+                    let (numbers, next_seed) = (Numbers(client), 1000 + client);
                     let mut worker = Worker { device, shared, own, jobs, numbers, next_seed };
                     while Instant::now() < end {
                         worker.step();

@@ -6,6 +6,7 @@ use std::thread;
 
 use devpagemap::{Buffer, Device, EvictionPolicy, Place, RegionKind, Size, SoftwareGpu};
 
+use crate::setup::numbers::Numbers;
 use crate::setup::*;
 
 /// A buffer that many threads write, and the pattern that the last submitted writer left in it.
@@ -13,16 +14,6 @@ struct Shared {
     buffer: Buffer,
     /// Changed by jobs only, which the buffer's fences keep apart.
     seed: Arc<AtomicU64>,
-}
-
-/// Numbers that look random and are the same in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
-    }
 }
 
 /// Some of `0..count`, in some order.

@@ -214,24 +214,6 @@ fn writing_through_a_map_for_reading_is_a_segmentation_fault() {
     child.iter().for_each(|child| expect_killed(child, SIGSEGV));
 }
 
-/// A buffer of every other page of VRAM.
-fn scattered(device: &Lab, pages: u64, seed: u64) -> Buffer {
-    let holders = (0..2 * pages).map(|page| {
-        let place = Place::VRAM.within(page * PAGE..(page + 1) * PAGE);
-        let buffer = device.buffer(Size::bytes(PAGE)).prefer(place).create().expect("it fits");
-        buffer.place_now().expect("room");
-        buffer
-    });
-    let kept: Vec<_> = holders.collect::<Vec<_>>().into_iter().step_by(2).collect();
-    device.wait_idle();
-    let place = Place::VRAM.within(0..2 * pages * PAGE);
-    let buffer = device.buffer(Size::bytes(pages * PAGE)).prefer(place).write_combined().create();
-    let buffer = buffer.expect("it fits");
-    fill(device, &buffer, seed).expect("every other page is free");
-    drop(kept);
-    buffer
-}
-
 #[test]
 fn a_scattered_buffer_is_pointed_at_around_the_touch_only() {
     let device = device(4);

@@ -2,7 +2,7 @@
 
 use devpagemap::{
     Attachment, BarLimit, Buffer, Error, Event, Events, InvalidateReason, OnPressure, P2p, P2pLimits, Peer,
-    PeerAddr, PeerMap, PeerReason, Place, RegionKind, Route, Size,
+    PeerMap, PeerReason, Place, RegionKind, Route, Size,
 };
 
 use crate::setup::importer::*;
@@ -189,7 +189,7 @@ fn a_newcomer_queues_behind_those_who_made_way_and_use_never_passes_the_limit() 
     let (_other_nic, other) = Nic::join("gpu1", &device);
     let lower = tagged(&device, 4, P2p::Allowed, 1);
     let held = mapped(&lower, &peer);
-    let PeerAddr::Bar(addr) = held.extents()[0].addr else { panic!("{held:?}") };
+    let addr = bar_addr(&held);
     device.wait_idle();
     let gate = Gate::closed();
     nic.is_busy_until(gate.fence());

@@ -5,6 +5,7 @@ use std::thread;
 
 use devpagemap::{Buffer, Place, RegionKind, Size};
 
+use crate::setup::numbers::Numbers;
 use crate::setup::*;
 use crate::words::{Words, words};
 
@@ -12,18 +13,6 @@ use crate::words::{Words, words};
 const MOVES: usize = 10_000;
 /// What moves.
 const SIZE_MIB: u64 = 2;
-
-/// Pseudo-random numbers, the same in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-}
 
 /// Whoever waits for a writer learns that it has ended, well or not.
 struct StopsAll<'a>(&'a AtomicBool);

@@ -1,8 +1,8 @@
 //! Peers map what others move: every map shows the right bytes for as long as it is one.
 
 use devpagemap::{
-    Access, Bar, Error, InvalidateReason, P2p, P2pLimits, PeerAddr, PeerReason, Place, RegionKind, Route,
-    Size, Timeline,
+    Access, Bar, Error, InvalidateReason, P2p, P2pLimits, PeerReason, Place, RegionKind, Route, Size,
+    Timeline,
 };
 
 use crate::setup::importer::*;
@@ -58,7 +58,7 @@ fn an_eviction_waits_for_what_the_peer_still_writes() {
     nic.is_busy_until(gate.fence());
     let newcomer = filled(&device, 2, 2);
     assert_eq!((buffer.region(), newcomer.region()), (SYSTEM, VRAM), "nobody waited for the peer");
-    let PeerAddr::Bar(addr) = map.extents()[0].addr else { panic!("{map:?}") };
+    let addr = bar_addr(&map);
     device.driver().write_bar(addr, b"the last words").expect("the peer is not done");
     gate.open();
     let mut bytes = [0; 14];
@@ -76,7 +76,7 @@ fn an_eviction_waits_for_a_peer_that_had_unmapped_before_but_was_not_done() {
     let attachment = buffer.attach(&peer).expect("one device");
     let map = map_all(&attachment);
     expect_peer_reads(&device, &map, 1);
-    let PeerAddr::Bar(addr) = map.extents()[0].addr else { panic!("{map:?}") };
+    let addr = bar_addr(&map);
     let gate = Gate::closed();
     map.unmap_after(gate.fence().clone());
     drop(attachment);
@@ -100,7 +100,7 @@ fn the_bytes_of_a_destroyed_buffer_are_the_peers_until_it_is_done() {
     let attachment = buffer.attach(&peer).expect("one device");
     let map = map_all(&attachment);
     expect_peer_reads(&device, &map, 1);
-    let PeerAddr::Bar(addr) = map.extents()[0].addr else { panic!("{map:?}") };
+    let addr = bar_addr(&map);
     let gate = Gate::closed();
     map.unmap_after(gate.fence().clone());
     drop((attachment, buffer));
@@ -268,7 +268,7 @@ fn a_buffer_that_never_was_used_reads_as_zeros_through_a_map() {
     let map = map_all(&buffer.attach(&peer).expect("one device"));
     assert_eq!(way(&map, &buffer), (Route::PeerToPeer, VRAM));
     map.after().wait_timeout(FOREVER).expect("it is cleared");
-    let PeerAddr::Bar(addr) = map.extents()[0].addr else { panic!("{map:?}") };
+    let addr = bar_addr(&map);
     let mut bytes = [1; 4096];
     device.driver().read_bar(addr, &mut bytes).expect("it is visible");
     assert_eq!(bytes, [0; 4096]);
@@ -371,7 +371,7 @@ fn through_windows_any_vram_is_mapped_where_it_is() {
     assert_eq!((device.stats().moves, device.stats().p2p_used_bytes), (0, 2 * MIB));
     let _evictor = filled(&device, 16, 2);
     assert_eq!(nic.was_told().len(), 1);
-    let PeerAddr::Bar(addr) = parts[0].extents()[0].addr else { panic!("{parts:?}") };
+    let addr = bar_addr(&parts[0]);
     assert!(device.driver().read_bar(addr, &mut [0]).is_err(), "it shows nothing any more");
     expect_bytes(&buffer, 1);
 }
@@ -385,7 +385,7 @@ fn bar_pages_that_a_peer_still_uses_show_something_else_only_behind_it() {
     let gate = Gate::closed();
     let first = map_all(&buffers[0].attach(&peer).expect("one device"));
     expect_peer_reads(&device, &first, 1);
-    let PeerAddr::Bar(addr) = first.extents()[0].addr else { panic!("{first:?}") };
+    let addr = bar_addr(&first);
     first.unmap_after(gate.fence().clone());
     let second = map_all(&buffers[1].attach(&peer).expect("one device"));
     assert_eq!(second.route(), Route::PeerToPeer);

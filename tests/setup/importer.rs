@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devpagemap::{
-    Attachment, Buffer, Device, Fence, Importer, InvalidateReason, Invalidated, Peer, PeerAddr, PeerMap,
-    RegionKind, Route, SoftwareGpu,
+    Attachment, BarAddr, Buffer, Device, Fence, Importer, InvalidateReason, Invalidated, Peer, PeerAddr,
+    PeerMap, RegionKind, Route, SoftwareGpu,
 };
 
 use super::pattern;
@@ -94,4 +94,13 @@ pub fn expect_peer_reads(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64)
 /// Which way its maps go, and where it is.
 pub fn way(map: &PeerMap, buffer: &Buffer) -> (Route, Option<RegionKind>) {
     (map.route(), buffer.region())
+}
+
+/// Where its first bytes are in the BAR.
+#[track_caller]
+pub fn bar_addr(map: &PeerMap) -> BarAddr {
+    match map.extents()[0].addr {
+        PeerAddr::Bar(addr) => addr,
+        PeerAddr::System(_) => panic!("{map:?} is not in the BAR"),
+    }
 }

@@ -5,6 +5,7 @@ pub mod importer;
 pub mod jobs;
 pub mod numbers;
 pub mod pattern;
+pub mod scattered;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use devpagemap::{
 
 pub use gate::Gate;
 pub use jobs::{RunsJobs, check_pattern, fill, verify, write_pattern};
+pub use scattered::scattered;
 
 pub type Lab = Device<SoftwareGpu>;
 
