@@ -13,15 +13,20 @@
 
 mod address;
 mod builder;
+mod config_space;
+mod describe;
 mod function;
 mod label;
 mod link;
 mod machine;
 mod path;
 mod source;
+mod sysfs;
 
 pub use address::{PciAddress, WrongPciAddress};
 pub use builder::{MAX_DEPTH, MachineBuilder};
+pub use config_space::{Capability, ConfigSpace, Express, ResizableBar, WrongConfigSpace};
+pub use describe::{NodeLine, NodeName, PathLines, Rate};
 pub use function::{Acs, Bar, BarSizes, Function, PciIds, PortKind, Vram};
 pub use label::Label;
 pub use link::{Link, LinkKind, PciLink, parse_pci_speed, pci_bytes_per_s};

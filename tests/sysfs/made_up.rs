@@ -1,0 +1,212 @@
+//! Trees made by hand: what the recorded machine does not have.
+
+use std::os::unix::fs::symlink;
+
+use devpagemap::topology::{
+    Acs, CpuVendor, Label, Machine, NodeId, NodeKind, PortKind, RootBus, Vram, pci_bytes_per_s,
+};
+
+use crate::lspci::dump;
+use crate::tree::Tree;
+
+const BRIDGE: u32 = 0x060400;
+const GPU: u32 = 0x030200;
+
+fn read(tree: &Tree) -> Machine {
+    Machine::from_sysfs(tree.path()).expect("a machine")
+}
+
+fn at(machine: &Machine, address: &str) -> NodeId {
+    machine.at(address.parse().expect("an address")).expect("a function of the tree")
+}
+
+fn notes(machine: &Machine) -> String {
+    machine.notes().iter().map(|note| format!("{note}\n")).collect()
+}
+
+#[test]
+fn what_is_no_sysfs_is_refused_with_its_name() {
+    let tree = Tree::new();
+    let error = Machine::from_sysfs(tree.path()).expect_err("an empty directory");
+    let name = tree.path().display().to_string();
+    assert_eq!(error.to_string(), format!("{name}: there is no directory `devices`, so this is no sysfs"));
+    assert!(Machine::from_sysfs(&tree.path().join("none")).is_err());
+}
+
+#[test]
+fn a_machine_without_pci_is_a_machine() {
+    let machine = read(&Tree::with_cpu("GenuineIntel", 6));
+    assert!(notes(&machine).contains("there are no PCI devices"), "{}", notes(&machine));
+    assert_eq!(machine.cpu_of(machine.root()).and_then(|cpu| cpu.vendor.clone()), Some(CpuVendor::Intel));
+}
+
+/// The real switch of the recorded board, with its two cards, as its dump has them.
+#[test]
+fn a_real_switch_is_read_from_sysfs_and_configuration_space_together() {
+    let Some(spaces) = dump("lspci-tree-asus-p6t6.txt.gz") else { return };
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    let add = |way: &str, class, ids| {
+        let dir = tree.function(way, class, ids);
+        tree.write(&format!("{dir}/config"), &spaces[&way[way.len() - 7..]]);
+    };
+    let switch = "pci0000:00/0000:00:03.0/0000:02:00.0";
+    add("pci0000:00/0000:00:00.0", 0x060000, (0x8086, 0x3405));
+    add("pci0000:00/0000:00:03.0", BRIDGE, (0x8086, 0x340a));
+    add(switch, BRIDGE, (0x10de, 0x05b1));
+    add(&format!("{switch}/0000:03:00.0"), BRIDGE, (0x10de, 0x05b1));
+    add(&format!("{switch}/0000:03:02.0"), BRIDGE, (0x10de, 0x05b1));
+    add(&format!("{switch}/0000:03:00.0/0000:04:00.0"), 0x010700, (0x1000, 0x0072));
+    add(&format!("{switch}/0000:03:02.0/0000:06:00.0"), 0x030000, (0x10de, 0x0a65));
+    let machine = read(&tree);
+    assert_eq!(notes(&machine), "");
+    let path = machine.path(at(&machine, "04:00.0"), at(&machine, "06:00.0"));
+    assert_eq!((path.label(), path.hops()), (Label::Pix, 4));
+    assert_eq!(path.bytes_per_s(), pci_bytes_per_s(5_000, 8), "the slower card");
+    assert_eq!(path.meeting, at(&machine, "02:00.0"));
+    assert_eq!(machine.port_kind(path.meeting), Some(PortKind::Upstream));
+    for id in path.below_meeting() {
+        assert_eq!(machine.node(id).function().and_then(|function| function.acs), Some(Acs::default()));
+    }
+}
+
+#[test]
+fn a_device_that_vanishes_takes_what_is_below_it_along() {
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    tree.function("pci0000:00/0000:00:01.0", BRIDGE, (1, 1));
+    let switch = tree.function("pci0000:00/0000:00:02.0", BRIDGE, (1, 1));
+    tree.function("pci0000:00/0000:00:02.0/0000:03:00.0", GPU, (1, 2));
+    tree.function("pci0000:00/0000:00:01.0/0000:02:00.0", GPU, (1, 2));
+    std::fs::remove_file(tree.path().join(switch).join("class")).expect("it was there");
+    let machine = read(&tree);
+    assert!(machine.at("00:02.0".parse().unwrap()).is_none());
+    assert!(machine.at("03:00.0".parse().unwrap()).is_none());
+    assert!(machine.at("02:00.0".parse().unwrap()).is_some());
+    assert!(notes(&machine).contains("0000:00:02.0: it vanished while it was read, and is left out"));
+    assert!(notes(&machine).contains("0000:03:00.0 is left out with the bridge above it"));
+}
+
+#[test]
+fn a_link_to_nowhere_is_left_out_and_noted() {
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    tree.function("pci0000:00/0000:00:01.0", GPU, (1, 1));
+    let devices = tree.path().join("sys/bus/pci/devices");
+    symlink("../../../devices/pci0000:00/0000:00:09.0", devices.join("0000:00:09.0")).expect("a link");
+    symlink("../../../devices/0000:00:0a.0", devices.join("0000:00:0a.0")).expect("a link");
+    tree.write("sys/bus/pci/devices/readme", b"no link");
+    let machine = read(&tree);
+    assert_eq!(machine.nodes().filter(|(_, node)| node.function().is_some()).count(), 1);
+    assert!(notes(&machine).contains("0000:00:09.0: it vanished"));
+    assert!(notes(&machine).contains("0000:00:0a.0: it is no link to a device in a PCI tree"));
+    assert!(notes(&machine).contains("readme: it is no link"));
+}
+
+#[test]
+fn links_and_memory_are_read_from_attributes() {
+    let tree = Tree::with_cpu("AuthenticAMD", 25);
+    let dir = tree.function("pci0000:00/0000:00:01.0", GPU, (0x1002, 0x74a1));
+    for (name, text) in [
+        ("current_link_speed", "8.0 GT/s PCIe\n"),
+        ("current_link_width", "8\n"),
+        ("max_link_speed", "32.0 GT/s PCIe\n"),
+        ("max_link_width", "16\n"),
+        ("mem_info_vram_total", "17163091968\n"),
+        ("mem_info_vis_vram_total", "268435456\n"),
+        ("drm/card0/dev", "226:0\n"),
+        ("drm/controlD64/dev", "226:64\n"),
+        ("drm/renderD128/dev", "226:128\n"),
+        (
+            "resource",
+            "0x0000007800000000 0x000000780fffffff 0x000000000014220c\n\
+             0x0000000000000000 0x0000000000000000 0x0000000000000000\n\
+             0x0000000000000000 0x00000000001fffff 0x000000002014220c\n\
+             0x000000000000f000 0x000000000000f0ff 0x0000000000040101\n",
+        ),
+    ] {
+        tree.write(&format!("{dir}/{name}"), text.as_bytes());
+    }
+    let machine = read(&tree);
+    let node = machine.node(at(&machine, "00:01.0"));
+    let function = node.function().expect("a function");
+    assert_eq!(function.link.bytes_per_s, pci_bytes_per_s(8_000, 8));
+    assert_eq!(function.link.max_bytes_per_s, pci_bytes_per_s(32_000, 16));
+    assert_eq!(function.vram, Some(Vram { total_bytes: 17163091968, visible_bytes: Some(256 << 20) }));
+    assert_eq!(node.names, ["card0", "renderD128"]);
+    let bars: Vec<_> =
+        function.bars.iter().flatten().map(|bar| (bar.index, bar.start, bar.len_bytes)).collect();
+    assert_eq!(bars, [(0, Some(0x78_0000_0000), 256 << 20), (2, None, 2 << 20)]);
+}
+
+#[test]
+fn a_disk_goes_by_its_controller_and_by_its_own_name() {
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    let dir = tree.function("pci0000:00/0000:00:01.0", 0x010802, (0x144d, 0xa808));
+    tree.write(&format!("{dir}/nvme/nvme0/nvme0n1/size"), b"1\n");
+    tree.write(&format!("{dir}/nvme/nvme0/numa_node"), b"-1\n");
+    tree.write(&format!("{dir}/nvme/nvme0/ng0n1/dev"), b"1\n");
+    let machine = read(&tree);
+    assert_eq!(machine.node(at(&machine, "00:01.0")).names, ["nvme0", "nvme0n1"]);
+}
+
+#[test]
+fn malformed_attributes_are_unknown_and_noted() {
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    let dir = tree.function("pci0000:00/0000:00:01.0", GPU, (1, 1));
+    tree.write(&format!("{dir}/resource"), b"0x10 0x0f 0x200\n");
+    tree.write(&format!("{dir}/config"), &[0xff; 256]);
+    tree.write(&format!("{dir}/current_link_speed"), b"Unknown speed\n");
+    tree.write(&format!("{dir}/current_link_width"), b"0\n");
+    tree.write(&format!("{dir}/numa_node"), b"-1\n");
+    tree.write(&format!("{dir}/mem_info_vram_total"), b"lots\n");
+    let machine = read(&tree);
+    let function = machine.node(at(&machine, "00:01.0")).function().expect("a function");
+    assert_eq!((&function.bars, function.acs, function.numa, function.vram), (&None, None, None, None));
+    assert_eq!(function.link.bytes_per_s, None);
+    assert!(notes(&machine).contains("resource, line 1: `0x10 0x0f 0x200` is no range with flags"));
+    assert!(notes(&machine).contains("the function is gone; nothing of it is believed"));
+}
+
+#[test]
+fn host_bridges_go_to_the_numa_node_of_their_devices() {
+    let tree = Tree::with_cpu("AuthenticAMD", 23);
+    for node in 0..4 {
+        tree.numa(node, node / 2, 8 * node..8 * node + 8);
+        let dir = tree.function(&format!("pci0000:{node}0/0000:{node}0:01.0"), GPU, (1, 1));
+        tree.write(&format!("{dir}/numa_node"), format!("{node}\n").as_bytes());
+    }
+    tree.function("pci0000:01/0000:01:01.0", GPU, (1, 1));
+    let machine = read(&tree);
+    let [a, b, c, lost] = ["00:01.0", "10:01.0", "20:01.0", "01:01.0"].map(|address| at(&machine, address));
+    assert_eq!((machine.numa_of(a), machine.numa_of(b), machine.numa_of(c)), (Some(0), Some(1), Some(2)));
+    assert_eq!(machine.package_of(a), machine.package_of(b));
+    assert_ne!(machine.package_of(a), machine.package_of(c));
+    assert_eq!(machine.path(a, b).label(), Label::Sys, "two NUMA nodes of one package");
+    assert_eq!(machine.path(a, lost).label(), Label::Unknown);
+    assert_eq!(machine.cpu_of(lost).and_then(|cpu| cpu.family), Some(0x17), "all CPUs are of one family");
+}
+
+#[test]
+fn a_pci_domain_within_a_device_hangs_below_it() {
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    tree.function("pci0000:00/0000:00:0e.0", 0x010400, (0x8086, 0x467f));
+    let inner = "pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0";
+    tree.function(inner, BRIDGE, (0x8086, 0x464d));
+    tree.function(&format!("{inner}/10000:e1:00.0"), 0x010802, (0x144d, 0xa80a));
+    tree.function("pci0000:00/0000:00:02.0", GPU, (0x8086, 0x46a6));
+    let machine = read(&tree);
+    let disk = at(&machine, "10000:e1:00.0");
+    let root = machine.host_bridge_of(disk).expect("a root of its own");
+    assert!(matches!(machine.node(root).kind, NodeKind::HostBridge { bus: Some(bus), .. }
+            if bus == RootBus { domain: 0x10000, bus: 0xe0 }));
+    assert_eq!(machine.node(root).parent, Some(at(&machine, "00:0e.0")));
+    assert_eq!(machine.path(disk, at(&machine, "00:02.0")).label(), Label::Phb);
+}
+
+#[test]
+fn the_same_tree_is_the_same_machine() {
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    tree.numa(0, 0, 0..2);
+    for slot in (1..16).rev() {
+        tree.function(&format!("pci0000:00/0000:00:{slot:02x}.0"), GPU, (1, slot));
+    }
+    assert_eq!(read(&tree), read(&tree));
+}
