@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 
-use super::function::Function;
+use super::address::PciAddress;
+use super::function::{Function, PortKind};
 use super::link::Link;
 use super::machine::{Machine, Node, NodeId, NodeKind};
 use super::path::port_below;
@@ -177,19 +178,26 @@ impl MachineBuilder {
         self.machine
     }
 
-    /// A host bridge without ids is known by the function at device 00.0 of its bus, be it a root port.
+    /// A host bridge without ids is known by the function at device 00.0 of its bus, be it a root port. Where its bus is
+    /// not known, nothing but a root port is sure to be on it.
     fn name_host_bridges(&mut self) {
         for index in 0..self.machine.nodes.len() {
-            let children = &self.machine.children[index];
-            let first =
-                children.iter().filter_map(|id| self.machine.node(*id).function()).find_map(|function| {
-                    let address =
-                        function.address.filter(|address| (address.device, address.function) == (0, 0))?;
-                    Some((address, function.ids?))
-                });
-            if let (Some((address, found)), NodeKind::HostBridge { bus, ids: ids @ None }) =
+            let bus = match self.machine.nodes[index].kind {
+                NodeKind::HostBridge { bus, ids: None } => bus,
+                _ => continue,
+            };
+            let on_bus = |id: NodeId, address: PciAddress| match bus {
+                Some(bus) => (bus.domain, bus.bus) == (address.domain, address.bus),
+                None => self.machine.port_kind(id) == Some(PortKind::Root),
+            };
+            let first = self.machine.children[index].iter().find_map(|id| {
+                let function = self.machine.node(*id).function()?;
+                let address =
+                    function.address.filter(|address| (address.device, address.function) == (0, 0))?;
+                function.ids.filter(|_| on_bus(*id, address))
+            });
+            if let (Some(found), NodeKind::HostBridge { ids, .. }) =
                 (first, &mut self.machine.nodes[index].kind)
-                && bus.is_none_or(|bus| (bus.domain, bus.bus) == (address.domain, address.bus))
             {
                 *ids = Some(found);
             }
