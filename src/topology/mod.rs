@@ -15,13 +15,17 @@ mod address;
 mod builder;
 mod config_space;
 mod describe;
+mod fabric;
 mod function;
+mod hwloc;
 mod label;
 mod link;
 mod machine;
+mod nccl;
 mod path;
 mod source;
 mod sysfs;
+mod xml;
 
 pub use address::{PciAddress, WrongPciAddress};
 pub use builder::{MAX_DEPTH, MachineBuilder};
