@@ -100,6 +100,25 @@ pub enum Error {
         /// The importer's name.
         importer: Arc<str>,
     },
+    /// A pagemap that cannot be.
+    InvalidPagemap {
+        /// Whose it would be.
+        owner: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An importer that cannot be.
+    InvalidImporter {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The registry has no number left for another one.
+    RegistryFull {
+        /// Of what.
+        what: &'static str,
+        /// How many it can number.
+        limit: u32,
+    },
     /// The buffer cannot be where its peers have to reach it.
     NotPeerCapable {
         /// The buffer.
@@ -191,6 +210,11 @@ impl fmt::Display for Error {
             ),
             Error::ForeignBuffer { buffer } => write!(f, "buffer {buffer} belongs to another device"),
             Error::ForeignPeer { importer } => write!(f, "{importer} has joined another device"),
+            Error::InvalidPagemap { owner, why } => write!(f, "invalid pagemap of {owner}: {why}"),
+            Error::InvalidImporter { why } => write!(f, "invalid importer: {why}"),
+            Error::RegistryFull { what, limit } => {
+                write!(f, "the registry has no room for more {what} than {limit}")
+            }
             Error::NotPeerCapable { buffer, why } => write!(f, "buffer {buffer} is not peer capable: {why}"),
             Error::ReadOnly { buffer } => write!(f, "buffer {buffer} was mapped for reading only"),
             Error::DeviceLost => write!(f, "the device is lost"),

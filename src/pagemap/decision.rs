@@ -1,8 +1,8 @@
-//! Decisions: by which route an importer reaches a pagemap, and the reasons for it.
+//! Decisions: by which route an importer reaches a pagemap.
+//!
+//! Why it is so is told by [reasons](super::Reason), which are worked out when somebody asks.
 
 use std::fmt;
-
-use crate::topology::{PciAddress, PciIds};
 
 /// The way that an importer's accesses take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,12 +21,14 @@ pub enum Route {
     Staging,
     /// The bytes live in system memory.
     System,
+    /// None: the importer takes nothing but peer-to-peer access, and that cannot be had. Mapping fails.
+    Refused,
 }
 
 impl Route {
     /// Whether the importer reaches the exporter's own memory.
     pub fn is_p2p(self) -> bool {
-        !matches!(self, Route::Staging | Route::System)
+        !matches!(self, Route::Staging | Route::System | Route::Refused)
     }
 }
 
@@ -40,6 +42,7 @@ impl fmt::Display for Route {
             Route::Declared => "p2p as declared",
             Route::Staging => "staging",
             Route::System => "system memory",
+            Route::Refused => "refused",
         })
     }
 }
@@ -53,6 +56,30 @@ pub struct Direction {
     pub writes: bool,
 }
 
+impl Direction {
+    /// Reads and writes.
+    pub const BOTH: Direction = Direction { reads: true, writes: true };
+    /// Nothing.
+    pub const NEITHER: Direction = Direction { reads: false, writes: false };
+
+    /// What both carry.
+    #[must_use]
+    pub fn and(self, other: Direction) -> Direction {
+        Direction { reads: self.reads && other.reads, writes: self.writes && other.writes }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.reads, self.writes) {
+            (true, true) => "reads and writes",
+            (true, false) => "reads only",
+            (false, true) => "writes only",
+            (false, false) => "nothing",
+        })
+    }
+}
+
 /// How far it is, roughly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LatencyClass {
@@ -60,7 +87,7 @@ pub enum LatencyClass {
     Local,
     /// A private link or one switch away.
     Near,
-    /// Through a host bridge, or several switches.
+    /// Through a host bridge, or several switches; or nobody knows.
     Far,
     /// Across CPU sockets, or with a copy in between.
     Remote,
@@ -71,67 +98,70 @@ pub enum LatencyClass {
 pub struct Decision {
     /// The way its accesses take.
     pub route: Route,
-    /// Whether peer-to-peer access works; `None` when what would decide it is not known, and then it is not used.
+    /// Whether that is peer-to-peer access. `None`: it is not, because what would decide whether it works is not known.
     pub p2p: Option<bool>,
     /// What the route carries.
     pub direction: Direction,
-    /// Whether atomic operations arrive as such.
+    /// Whether atomic operations arrive as such; `None` when that is not known.
     pub atomics: Option<bool>,
     /// How far it is.
     pub latency: LatencyClass,
-    /// What can be expected, in one direction.
+    /// What can be expected in one direction, as it was measured or else as the links promise; `None` when neither says.
     pub bandwidth_bytes_per_s: Option<u64>,
 }
 
-/// One step on the way to a decision. The text names the devices and figures.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// Importer and exporter are one device.
-    SameDevice,
-    /// Nothing is known of where one of the two is; the importer says that it can.
-    Declared,
-    /// The importer wants no peer-to-peer access.
-    Forbidden,
-    /// The importer cannot use bus addresses that are not system memory.
-    NotPeerCapable,
-    /// Both are below one switch.
-    SameSwitch {
-        /// The switch's upper port; `None` when it has no address.
-        switch: Option<PciAddress>,
-    },
-    /// The host bridge is not known to forward peer traffic.
-    HostBridgeNotListed {
-        /// The host bridge, or the root port that stands for it.
-        ids: PciIds,
-    },
+/// A registry keeps one for each importer and pagemap.
+const _: () = assert!(size_of::<Decision>() <= 32);
+
+impl Decision {
+    /// The bytes live in system memory, which is how far from the importer its links say.
+    pub(super) fn system(bandwidth_bytes_per_s: Option<u64>) -> Decision {
+        Decision {
+            route: Route::System,
+            p2p: Some(false),
+            direction: Direction::BOTH,
+            atomics: None,
+            latency: LatencyClass::Far,
+            bandwidth_bytes_per_s,
+        }
+    }
+
+    /// One of the two has left, or never was there.
+    pub(super) const GONE: Decision = Decision {
+        route: Route::Refused,
+        p2p: Some(false),
+        direction: Direction::NEITHER,
+        atomics: Some(false),
+        latency: LatencyClass::Remote,
+        bandwidth_bytes_per_s: None,
+    };
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for Decision {
+    /// `staging, 11 GB/s`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reason::SameDevice => f.write_str("it is the device itself"),
-            Reason::Declared => f.write_str("the importer says that it can reach the BAR"),
-            Reason::Forbidden => f.write_str("the importer wants no peer-to-peer access"),
-            Reason::NotPeerCapable => f.write_str("the importer can use nothing but system memory"),
-            Reason::SameSwitch { switch: Some(switch) } => write!(f, "both are below the switch {switch}"),
-            Reason::SameSwitch { switch: None } => f.write_str("both are below one switch"),
-            Reason::HostBridgeNotListed { ids } => {
-                write!(f, "the host bridge {ids} is not known to forward peer traffic")
-            }
+        write!(f, "{}", self.route)?;
+        if let Some(rate) = self.bandwidth_bytes_per_s {
+            write!(f, ", {}", Rate(rate))?;
         }
+        if self.route.is_p2p() && self.direction != Direction::BOTH {
+            write!(f, ", {}", self.direction)?;
+        }
+        Ok(())
     }
 }
 
-/// A decision with all its reasons.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Explanation {
-    /// Whose memory it is.
-    pub exporter: String,
-    /// Who reaches it.
-    pub importer: String,
-    /// What was decided.
-    pub decision: Decision,
-    /// Why, in the order in which it was considered. What would have to change for a better route comes last.
-    pub reasons: Vec<Reason>,
+/// Bytes per second as people read them: `900 MB/s`, `3.6 GB/s`, `24 GB/s`.
+pub(super) struct Rate(pub(super) u64);
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0 as f64;
+        match self.0 {
+            0..1_000_000 => write!(f, "{:.0} kB/s", bytes / 1e3),
+            1_000_000..1_000_000_000 => write!(f, "{:.0} MB/s", bytes / 1e6),
+            1_000_000_000..10_000_000_000 => write!(f, "{:.1} GB/s", bytes / 1e9),
+            _ => write!(f, "{:.0} GB/s", bytes / 1e9),
+        }
+    }
 }

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use devpagemap_fence::sync::Arc;
+
+use super::owner::Owner;
 use crate::topology::PciAddress;
+use crate::{Error, Result};
 
 /// What an importer wants of peer-to-peer access. The words are those of libfabric's `FI_HMEM_P2P`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -35,6 +39,8 @@ pub enum Holding {
 /// What an importer can do, said once, when it joins.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Profile {
+    /// What explanations call it; `None`: by its address.
+    pub name: Option<Arc<str>>,
     /// How it holds what it has mapped.
     pub holding: Holding,
     /// Whether a pinned importer can be made to let go for good, as a last resort.
@@ -47,6 +53,8 @@ pub struct Profile {
     pub dma_mask_bits: u8,
     /// Where it is; `None` when it is nowhere in the machine, and its own word counts.
     pub at: Option<PciAddress>,
+    /// Which owner of pagemaps it is itself, if it is one. Not needed where both have the same address.
+    pub device: Option<Owner>,
     /// What it wants.
     pub policy: Policy,
 }
@@ -54,12 +62,14 @@ pub struct Profile {
 impl Profile {
     fn new(holding: Holding) -> Profile {
         Profile {
+            name: None,
             holding,
             revocable: false,
             peer_capable: true,
             atomics: false,
             dma_mask_bits: 64,
             at: None,
+            device: None,
             policy: Policy::default(),
         }
     }
@@ -83,6 +93,18 @@ impl Profile {
     #[must_use]
     pub fn at(self, address: PciAddress) -> Profile {
         Profile { at: Some(address), ..self }
+    }
+
+    /// What explanations call it.
+    #[must_use]
+    pub fn named(self, name: &str) -> Profile {
+        Profile { name: Some(name.into()), ..self }
+    }
+
+    /// Which owner of pagemaps it is itself.
+    #[must_use]
+    pub fn of_device(self, device: &Owner) -> Profile {
+        Profile { at: self.at.or(device.place()), device: Some(device.clone()), ..self }
     }
 
     /// What it wants of peer-to-peer access.
@@ -113,6 +135,14 @@ impl Profile {
     #[must_use]
     pub fn dma_mask_bits(self, bits: u8) -> Profile {
         Profile { dma_mask_bits: bits, ..self }
+    }
+
+    /// Refuses what cannot be.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.dma_mask_bits {
+            1..=64 => Ok(()),
+            bits => Err(Error::InvalidImporter { why: format!("a DMA mask of {bits} bits; it has 1 to 64") }),
+        }
     }
 }
 

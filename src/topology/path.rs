@@ -199,7 +199,7 @@ impl Machine {
 
     /// The rate of the link above a node, and who reports it: `None` when no link is above it, `Some(None)` when the rate is
     /// not known.
-    fn link_above(&self, id: NodeId) -> Option<Option<(u64, NodeId)>> {
+    pub(crate) fn link_above(&self, id: NodeId) -> Option<Option<(u64, NodeId)>> {
         let function = self.node(id).function()?;
         if matches!(self.port_kind(id), Some(PortKind::Root | PortKind::Downstream)) {
             return None;

@@ -32,7 +32,7 @@ mod bell;
 pub(crate) mod claim;
 pub mod lending;
 pub(crate) mod places;
-pub(crate) mod published;
+pub mod published;
 mod stable;
 pub(crate) mod stamp;
 

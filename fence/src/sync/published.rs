@@ -4,6 +4,7 @@
 //! as long as they like. Under a model it is a mutex: what is modelled is who sees which version, not how the pointer is
 //! protected, which is the business of `arc_swap`.
 
+use std::fmt;
 use std::ops::Deref;
 
 use super::Arc;
@@ -12,7 +13,7 @@ use super::Arc;
 use super::Mutex;
 
 /// The latest version of a `T`, if there has been one.
-pub(crate) struct Published<T> {
+pub struct Published<T> {
     #[cfg(not(any(loom, shuttle)))]
     current: arc_swap::ArcSwapOption<T>,
     #[cfg(any(loom, shuttle))]
@@ -21,7 +22,7 @@ pub(crate) struct Published<T> {
 
 impl<T> Published<T> {
     /// Nothing yet.
-    pub(crate) fn none() -> Published<T> {
+    pub fn none() -> Published<T> {
         #[cfg(not(any(loom, shuttle)))]
         return Published { current: arc_swap::ArcSwapOption::const_empty() };
         #[cfg(any(loom, shuttle))]
@@ -30,7 +31,7 @@ impl<T> Published<T> {
 
     /// The current version. Lock-free; keeps that version alive as long as it is borrowed.
     #[inline]
-    pub(crate) fn read(&self) -> impl Deref<Target = Option<Arc<T>>> {
+    pub fn read(&self) -> impl Deref<Target = Option<Arc<T>>> {
         #[cfg(not(any(loom, shuttle)))]
         return self.current.load();
         #[cfg(any(loom, shuttle))]
@@ -38,10 +39,16 @@ impl<T> Published<T> {
     }
 
     /// Makes `version` the current one, and returns the one before.
-    pub(crate) fn replace(&self, version: Arc<T>) -> Option<Arc<T>> {
+    pub fn replace(&self, version: Arc<T>) -> Option<Arc<T>> {
         #[cfg(not(any(loom, shuttle)))]
         return self.current.swap(Some(version));
         #[cfg(any(loom, shuttle))]
         return self.current.lock().replace(version);
+    }
+}
+
+impl<T> fmt::Debug for Published<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Published { .. }")
     }
 }
