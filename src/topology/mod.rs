@@ -13,6 +13,7 @@
 
 mod address;
 mod builder;
+mod change;
 mod config_space;
 mod describe;
 mod fabric;
@@ -29,6 +30,7 @@ mod xml;
 
 pub use address::{PciAddress, WrongPciAddress};
 pub use builder::{MAX_DEPTH, MachineBuilder};
+pub use change::{Change, Lanes, Part, PrivateLink};
 pub use config_space::{Capability, ConfigSpace, Express, ResizableBar, WrongConfigSpace};
 pub use describe::{NodeLine, NodeName, PathLines, Rate};
 pub use function::{Acs, Bar, BarSizes, Function, PciIds, PortKind, Vram};
