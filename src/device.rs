@@ -17,11 +17,13 @@ use crate::driver::{Driver, MemoryLayout};
 use crate::error::Result;
 use crate::events::Events;
 use crate::manager::{Manager, Parts};
+use crate::pagemap::{Owner, Pagemap, Registry};
 use crate::region::{SystemRegion, VramRegion};
-use crate::share::{Importer, Peer};
+use crate::share::{Importer, Pagemaps, Peer};
 use crate::size::Size;
 use crate::stats::Stats;
 use crate::submit::Submission;
+use crate::topology::PciAddress;
 
 /// One GPU's memory. Clones are the same device; it lives as long as a clone or a buffer of it.
 pub struct Device<D> {
@@ -53,6 +55,8 @@ impl<D: Driver> Device<D> {
             system: None,
             policy: EvictionPolicy::default(),
             p2p_limits: None,
+            registry: None,
+            at: None,
             cpu_access: CpuAccess::default(),
             cpu_faults: CpuFaults::default(),
         }
@@ -73,15 +77,40 @@ impl<D: Driver> Device<D> {
         Client::new(self.manager.clone(), name.into())
     }
 
-    /// Lets another device in, which may then [attach](crate::Buffer::attach) to buffers of this one.
-    pub fn join(&self, importer: Arc<dyn Importer>) -> Peer {
+    /// Lets another device in, which may then [attach](crate::Buffer::attach) to buffers of this one. It joins the device's
+    /// [registry](Device::registry) too, by what it [says of itself](Importer::profile).
+    ///
+    /// # Errors
+    /// [`Error::InvalidImporter`](crate::Error::InvalidImporter) for a profile that cannot be,
+    /// [`Error::RegistryFull`](crate::Error::RegistryFull).
+    pub fn join(&self, importer: Arc<dyn Importer>) -> Result<Peer> {
         Peer::join(self.manager.clone(), importer)
+    }
+
+    /// Who can reach the memory of this device, by which route, and why.
+    pub fn registry(&self) -> &Registry {
+        self.manager.pagemaps.registry()
+    }
+
+    /// This device in its registry. An importer that is itself a device is [of](crate::pagemap::Profile::of_device) one.
+    pub fn owner(&self) -> &Owner {
+        self.manager.pagemaps.owner()
+    }
+
+    /// Its memory in its registry: the part that the BAR shows, or can show, before the one that it does not.
+    pub fn pagemaps(&self) -> &[Pagemap] {
+        self.manager.pagemaps.all()
     }
 
     /// Brings buffers that had to leave the BAR back now, as far as there is room, instead of when the device's own thread gets
     /// to it. Importers are told. Returns how many came back.
     pub fn promote(&self) -> usize {
         self.manager.promote()
+    }
+
+    /// Tells importers whose route has changed now, instead of when the device's own thread gets to it. Returns how many were told.
+    pub fn reroute(&self) -> usize {
+        self.manager.reroute()
     }
 
     /// Subscribes to what happens to the BAR and to peers' maps, from now on.
@@ -140,6 +169,8 @@ pub struct DeviceBuilder<D> {
     system: Option<Size>,
     policy: EvictionPolicy,
     p2p_limits: Option<P2pLimits>,
+    registry: Option<Registry>,
+    at: Option<PciAddress>,
     cpu_access: CpuAccess,
     cpu_faults: CpuFaults,
 }
@@ -180,6 +211,17 @@ impl<D: Driver> DeviceBuilder<D> {
         DeviceBuilder { p2p_limits: Some(limits), ..self }
     }
 
+    /// Where it is decided who reaches its memory; devices that are to reach each other's share one. Unless told otherwise one of its own, of
+    /// a machine of which nothing is known.
+    pub fn registry(self, registry: &Registry) -> DeviceBuilder<D> {
+        DeviceBuilder { registry: Some(registry.clone()), ..self }
+    }
+
+    /// Where it is in the machine. Without it, what importers say of themselves decides whether they reach it.
+    pub fn at(self, address: PciAddress) -> DeviceBuilder<D> {
+        DeviceBuilder { at: Some(address), ..self }
+    }
+
     /// What becomes of buffers in VRAM that the CPU wants to reach and does not see.
     pub fn cpu_access(self, policy: CpuAccess) -> DeviceBuilder<D> {
         DeviceBuilder { cpu_access: policy, ..self }
@@ -194,7 +236,8 @@ impl<D: Driver> DeviceBuilder<D> {
     ///
     /// # Errors
     /// [`Error::InvalidSize`](crate::Error::InvalidSize) for sizes that are zero or not whole pages and limits that are out of
-    /// order, [`Error::Io`](crate::Error::Io) when the system refuses, and whatever the driver says.
+    /// order, [`Error::RegistryFull`](crate::Error::RegistryFull), [`Error::Io`](crate::Error::Io) when the system refuses, and
+    /// whatever the driver says.
     pub fn build(self) -> Result<Device<D>> {
         lockdep::prime();
         let vram_bytes = self.vram.as_bytes();
@@ -204,6 +247,9 @@ impl<D: Driver> DeviceBuilder<D> {
         let limits = self.p2p_limits.unwrap_or_else(|| P2pLimits::for_bar(bar.size()));
         let p2p_marks = limits.marks(bar.size().as_bytes())?;
         let vram = VramRegion::new(vram_bytes, visible_bytes)?;
+        let owner = self.at.map_or_else(|| Owner::new("the device"), Owner::at);
+        let registry = self.registry.unwrap_or_else(Registry::unknown);
+        let pagemaps = Pagemaps::join(registry, owner, vram_bytes, bar)?;
         let layout = MemoryLayout { vram_bytes, bar, visible_bytes, gtt_bytes: self.gtt.as_bytes() };
         let system_bytes = match self.system {
             Some(size) => size.as_bytes(),
@@ -228,6 +274,7 @@ impl<D: Driver> DeviceBuilder<D> {
             cpu,
             policy: self.policy,
             p2p_marks,
+            pagemaps,
             cpu_access: self.cpu_access,
             queue: queue.build(),
             cpu_faults: self.cpu_faults,

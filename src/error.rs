@@ -126,6 +126,20 @@ pub enum Error {
         /// Why not.
         why: &'static str,
     },
+    /// The importer takes nothing but peer-to-peer access, or the buffer does, and there is none.
+    NoPeerAccess {
+        /// The buffer.
+        buffer: u64,
+        /// The importer's name.
+        importer: Arc<str>,
+        /// Why there is none.
+        why: Arc<str>,
+    },
+    /// The map shows a place that its buffer has left.
+    StaleMap {
+        /// The buffer.
+        buffer: u64,
+    },
     /// A buffer has more outstanding fences than it can keep.
     FenceSlots(SlotsExhausted),
     /// A fence that had to be waited for carries an error.
@@ -148,6 +162,13 @@ pub enum Error {
     ReadOnly {
         /// The mapped buffer.
         buffer: u64,
+    },
+    /// It was taken away from whoever used it: a pagemap from all, or an attachment from its importer.
+    Revoked {
+        /// What.
+        what: Arc<str>,
+        /// Why.
+        why: &'static str,
     },
     /// The device was declared lost, and its bytes with it.
     DeviceLost,
@@ -216,7 +237,17 @@ impl fmt::Display for Error {
                 write!(f, "the registry has no room for more {what} than {limit}")
             }
             Error::NotPeerCapable { buffer, why } => write!(f, "buffer {buffer} is not peer capable: {why}"),
+            Error::NoPeerAccess { buffer, importer, why } => {
+                write!(
+                    f,
+                    "{importer} has no peer-to-peer access to buffer {buffer}, and nothing else will do: {why}"
+                )
+            }
+            Error::StaleMap { buffer } => {
+                write!(f, "the map shows a place that buffer {buffer} has left; map it again")
+            }
             Error::ReadOnly { buffer } => write!(f, "buffer {buffer} was mapped for reading only"),
+            Error::Revoked { what, why } => write!(f, "{what} was revoked: {why}"),
             Error::DeviceLost => write!(f, "the device is lost"),
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),

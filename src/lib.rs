@@ -92,10 +92,10 @@ pub use error::{Error, Result};
 #[cfg(not(any(loom, shuttle)))]
 pub use events::Readable;
 pub use events::{Event, Events, PeerReason};
+pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
 pub use share::{
     Attachment, Importer, InvalidateReason, Invalidated, Peer, PeerAddr, PeerExtent, PeerMap, PeerMapRequest,
-    Route,
 };
 pub use size::Size;
 pub use stats::Stats;

@@ -22,8 +22,9 @@ use crate::driver::{Driver, Moved};
 use crate::error::{Error, Result};
 use crate::events::Hub;
 use crate::outstanding::Outstanding;
+use crate::pagemap::Subscription;
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
-use crate::share::Promoter;
+use crate::share::{Pagemaps, PinWatch, Promoter, SharedBuffers, ShortPins};
 use crate::stats::{Counters, Reasons, Stats};
 
 /// The inner side of a [`Device`](crate::Device). Buffers keep it alive.
@@ -46,6 +47,16 @@ pub(crate) struct Manager {
     pub(crate) events: Arc<Hub>,
     /// Who waits for room in the BAR. Its own locks.
     pub(crate) promoter: Arc<Promoter>,
+    /// Its memory in the registry. Constant.
+    pub(crate) pagemaps: Pagemaps,
+    /// Has shared buffers looked at when decisions change. Constant.
+    _rerouting: Subscription,
+    /// Which buffers are shared. Its own lock.
+    pub(crate) shared: SharedBuffers,
+    /// Which of them transfers hold, and until when. Its own lock.
+    pub(crate) short_pins: Arc<ShortPins>,
+    /// Looks at the clock for `short_pins`. Constant.
+    _pin_watch: Arc<PinWatch>,
     /// What the CPU sees. Constant.
     pub(crate) cpu: DeviceMemory,
     /// What the CPU's accesses move. Constant.
@@ -80,7 +91,7 @@ struct Engines {
     promoter: Arc<Promoter>,
     /// Its own thread; a model has no clock, and so none.
     #[cfg(not(any(loom, shuttle)))]
-    _watchdog: Watchdog,
+    watchdog: Watchdog,
 }
 
 impl Engines {
@@ -94,7 +105,7 @@ impl Engines {
             driver,
             promoter,
             #[cfg(not(any(loom, shuttle)))]
-            _watchdog: watchdog,
+            watchdog,
         }
     }
 
@@ -114,6 +125,7 @@ pub(crate) struct Parts {
     pub(crate) cpu: DeviceMemory,
     pub(crate) policy: EvictionPolicy,
     pub(crate) p2p_marks: Marks,
+    pub(crate) pagemaps: Pagemaps,
     pub(crate) cpu_access: CpuAccess,
     pub(crate) queue: MoveQueue,
     pub(crate) cpu_faults: CpuFaults,
@@ -125,6 +137,13 @@ impl Manager {
         let promoter = Promoter::new();
         let engines = Engines::start(parts.queue, parts.driver, promoter.clone());
         let ledger = Arc::new(Ledger::new(parts.p2p_marks));
+        let short_pins = Arc::new(ShortPins::new());
+        let pin_watch = Arc::new(PinWatch { pins: short_pins.clone(), promoter: promoter.clone() });
+        #[cfg(not(any(loom, shuttle)))]
+        {
+            let watched: Arc<dyn devpagemap_fence::Watched> = pin_watch.clone();
+            engines.watchdog.watch(Arc::downgrade(&watched));
+        }
         Arc::new_cyclic(|this| Manager {
             this: this.clone(),
             engines: Some(engines),
@@ -134,7 +153,12 @@ impl Manager {
             nobody: ClientAccount::open("", &ledger),
             ledger,
             events: Hub::new(),
+            _rerouting: parts.pagemaps.watch(this.clone(), promoter.clone()),
             promoter,
+            pagemaps: parts.pagemaps,
+            shared: SharedBuffers::new(),
+            short_pins,
+            _pin_watch: pin_watch,
             cpu: parts.cpu,
             vram_caching,
             policy: parts.policy,
@@ -159,6 +183,12 @@ impl Manager {
 
     fn engines(&self) -> &Engines {
         self.engines.as_ref().expect("the engines stay until the manager is dropped")
+    }
+
+    /// Something has got a deadline.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn poke_watchdog(&self) {
+        self.engines().watchdog.poke();
     }
 
     pub(crate) fn weak(&self) -> Weak<Manager> {

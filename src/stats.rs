@@ -120,6 +120,16 @@ counters! {
     p2p_fallbacks,
     /// Peer maps that were refused.
     p2p_refusals,
+    /// Peer maps that were given a copy in system memory.
+    staged_maps,
+    /// Bytes of such copies that exist now.
+    staged_bytes,
+    /// Copies queued to keep them in step, both ways.
+    staged_copies,
+    /// Their bytes.
+    staged_copied_bytes,
+    /// Attachments that were taken away from importers that cannot be told to let go.
+    revocations,
     /// How often a CPU thread had to wait for a fence.
     fence_waits,
     /// How often it waited while placing or evicting buffers. Zero, by design.

@@ -140,6 +140,7 @@ fn attach(transaction: &mut Transaction<'_, '_, '_>, uses: &[(Arc<BufferObject>,
         let slot = transaction.member(index);
         transaction.exec.set_mut().add_fence(slot, fence.clone(), usage);
         transaction.note_submission(slot);
+        transaction.note_job(slot, *access);
     }
     transaction.touch_members();
     let manager = transaction.manager;

@@ -366,7 +366,7 @@ fn storm(bar: Bar) {
             scope.spawn(move || {
                 let (name, done) = (format!("nic{number}"), Timeline::new("nic"));
                 let nic = Arc::new(Nic { name, book, done, uses: Mutex::default() });
-                let peer = device.join(nic.clone());
+                let peer = device.join(nic.clone()).expect("an importer that can be");
                 let attachments =
                     buffers.iter().map(|buffer| buffer.attach(&peer).expect("one device")).collect();
                 let has_windows = matches!(bar, Bar::Windows(_));

@@ -353,7 +353,7 @@ fn a_device_may_go_while_it_brings_buffers_back() {
         leaves_nothing(move || {
             let device = device();
             let keeper = std::sync::Arc::new(Keeper::default());
-            let peer = device.join(keeper.clone());
+            let peer = device.join(keeper.clone()).expect("an importer that can be");
             let holder = device.buffer(Size::mib(1)).p2p(devpagemap::P2p::Prefer).create().expect("it fits");
             let taken = holder.attach(&peer).expect("one device").map(0..1 << 20).expect("room");
             let waiting = filled(&device, 1, 1);

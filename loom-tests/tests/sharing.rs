@@ -31,10 +31,10 @@ fn what_a_peer_writes_last_goes_along_with_the_buffer() {
         let device = peer_device(1, 1);
         let work = Timeline::new("peer");
         let done = work.next_point();
-        let importer = device.join(Arc::new(Peer { done: done.clone() }));
+        let importer = device.join(Arc::new(Peer { done: done.clone() })).expect("room");
         let shared = buffer(&device);
         let map = shared.attach(&importer).expect("one device").map(0..PAGE).expect("there is room");
-        assert_eq!(map.route(), Route::PeerToPeer);
+        assert_eq!(map.route(), Route::Declared);
         let peer = {
             let (device, done) = (device.clone(), done.clone());
             thread::spawn(move || {
@@ -61,7 +61,7 @@ fn pages_of_a_map_that_is_going_are_waited_for() {
         let work = Timeline::new("peer");
         let done = work.next_point();
         work.signal(done.seqno());
-        let importer = device.join(Arc::new(Peer { done })).p2p_limit(Size::bytes(PAGE));
+        let importer = device.join(Arc::new(Peer { done })).expect("room").p2p_limit(Size::bytes(PAGE));
         let lower = buffer(&device);
         let preferred = device.buffer(Size::bytes(PAGE)).prefer(Place::VRAM).p2p(P2p::Prefer);
         let preferred = preferred.create().expect("one page fits");

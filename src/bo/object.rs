@@ -146,6 +146,9 @@ impl Drop for BufferObject {
         let state = self.reservation.get_mut();
         #[cfg(not(loom_mutant = "dead_bytes_lose_their_fences"))]
         fences.merge(&state.peers.departed());
+        if !state.peers.is_empty() {
+            self.manager.shared.forget(self.id);
+        }
         if state.peers.away {
             self.manager.promoter.forget(self.id, &mut Held::in_destructor());
         }

@@ -192,6 +192,11 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
             Err(
                 Error::Exhausted { region: RegionKind::Vram, held_bytes: 1.., .. } | Error::Fragmented { .. },
             ) if self.make_way(buffer, place)? => self.find(slot, buffer, place, pass),
+            Err(Error::Exhausted { region: RegionKind::Vram, .. } | Error::Fragmented { .. })
+                if pass == Pass::Evicting && self.revoke_for(place)? =>
+            {
+                self.find_or_make_way(slot, buffer, place, pass)
+            }
             found => found,
         }
     }

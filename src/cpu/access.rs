@@ -71,6 +71,7 @@ impl Buffer {
         let write = || {
             self.when_idle(Usage::Read, |state, held| {
                 state.cpu.accessed();
+                state.peers.is_written();
                 let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
                 let extents = resource.extents.slice(offset_bytes, from.len() as u64);
                 let bytes = offset_bytes..offset_bytes + from.len() as u64;

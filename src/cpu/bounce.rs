@@ -105,6 +105,9 @@ impl Buffer {
                 (Operation::Copy { src: bounce.extents.clone(), dst: here }, Usage::Read, Usage::Write)
             }
         };
+        if direction == Direction::ToBuffer {
+            state.peers.is_written();
+        }
         let mut after = bounce.after.clone();
         after.merge(&state.fences(waits_for));
         let needs = state.arrival.clone();

@@ -12,16 +12,28 @@ use crate::region::RegionKind;
 /// The mappings that show a buffer's bytes. Protected by its reservation; whoever drops a mapping may hold no reservation, so the
 /// dead ones are only forgotten when the next is added.
 #[derive(Debug, Default)]
-pub(crate) struct Followers(Vec<Weak<Mapping>>);
+pub(crate) struct Followers {
+    mappings: Vec<Weak<Mapping>>,
+    /// Whether one of them may have written since [`Followers::may_have_written`] was asked when there was none.
+    may_have_written: bool,
+}
 
 impl Followers {
-    fn add(&mut self, mapping: &Arc<Mapping>) {
-        self.0.retain(|follower| follower.strong_count() > 0);
-        self.0.push(Arc::downgrade(mapping));
+    fn add(&mut self, mapping: &Arc<Mapping>, writable: bool) {
+        self.mappings.retain(|follower| follower.strong_count() > 0);
+        self.mappings.push(Arc::downgrade(mapping));
+        self.may_have_written |= writable;
     }
 
     fn alive(&self) -> Vec<Arc<Mapping>> {
-        self.0.iter().filter_map(Weak::upgrade).collect()
+        self.mappings.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether the CPU may have written through one since this was asked last.
+    pub(crate) fn may_have_written(&mut self) -> bool {
+        let all_gone = self.mappings.iter().all(|follower| follower.strong_count() == 0);
+        let may_again = self.may_have_written && !all_gone;
+        std::mem::replace(&mut self.may_have_written, may_again)
     }
 }
 
@@ -57,8 +69,8 @@ impl Transaction<'_, '_, '_> {
     }
 
     /// Makes a mapping follow the buffer, from where it is now.
-    pub(crate) fn follow(&mut self, slot: Slot, mapping: &Arc<Mapping>) {
-        self.exec.set_mut().state_mut(slot).followers.add(mapping);
+    pub(crate) fn follow(&mut self, slot: Slot, mapping: &Arc<Mapping>, writable: bool) {
+        self.exec.set_mut().state_mut(slot).followers.add(mapping, writable);
         self.settle_mapping(slot, mapping);
     }
 

@@ -189,7 +189,7 @@ impl CpuMapBuilder<'_> {
             fell_back = fell_back.or(no_window);
             let hold = pinned.then(|| transaction.hold(slot));
             transaction.touch_members();
-            transaction.follow(slot, &mapping);
+            transaction.follow(slot, &mapping, self.writable);
             Ok((hold, window, fell_back))
         })?;
         Counters::count(&manager.counters.cpu_maps);

@@ -37,6 +37,7 @@ pub use map::{CpuMap, CpuMapBuilder};
 
 pub(crate) use faults::Faults;
 pub(crate) use follow::Followers;
+pub(crate) use hold::Hold;
 
 /// How CPU maps follow their buffers. See `docs/cpu-mappings.md`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

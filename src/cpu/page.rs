@@ -43,6 +43,7 @@ impl Buffer {
         loop {
             self.transact(|transaction, slot| transaction.make_reachable(slot, &wish).map(drop))?;
             let met = self.when_idle(Usage::Read, |state, held| {
+                state.peers.is_written();
                 let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");
                 let extents = resource.extents.slice(offset_bytes, len_bytes);
                 let [extent] = extents.as_slice() else { unreachable!("a page is never in two pieces") };

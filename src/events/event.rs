@@ -24,6 +24,8 @@ pub enum PeerReason {
     SharedInSystemMemory,
     /// The part of VRAM that the BAR shows has no room for the buffer.
     NoVisibleRoom,
+    /// The importer does not reach the BAR, or had better not. [`Buffer::explain`](crate::Buffer::explain) tells the whole of it.
+    NoPeerAccess,
 }
 
 impl PeerReason {
@@ -36,6 +38,7 @@ impl PeerReason {
             PeerReason::LivesInSystemMemory => "the buffer lives in system memory".to_string(),
             PeerReason::SharedInSystemMemory => "others have mapped the buffer in system memory".to_string(),
             PeerReason::NoVisibleRoom => "the visible part of VRAM has no room".to_string(),
+            PeerReason::NoPeerAccess => "the importer does not reach the BAR".to_string(),
         }
     }
 }
@@ -113,6 +116,15 @@ pub enum Event {
         /// How many pages were missing.
         missing_pages: u64,
     },
+    /// An attachment was taken away from an importer that cannot be told to let go otherwise.
+    Revoked {
+        /// The buffer.
+        buffer: u64,
+        /// The importer.
+        importer: Arc<str>,
+        /// Why.
+        why: &'static str,
+    },
     /// The subscriber did not keep up, and the oldest events were dropped.
     Missed {
         /// How many.
@@ -131,6 +143,7 @@ impl Event {
             | Event::BarRelief { .. }
             | Event::Promoted { .. }
             | Event::Missed { .. } => return None,
+            Event::Revoked { why, .. } => return Some(format!("attachment revoked: {why}")),
         };
         Some(format!("{what}: {}", reason.kind()))
     }
@@ -157,6 +170,9 @@ impl fmt::Display for Event {
             ),
             Event::Refused { buffer, importer, reason, missing_pages } => {
                 write!(f, "buffer {buffer} refused to {importer}: {reason}; {missing_pages} pages missing")
+            }
+            Event::Revoked { buffer, importer, why } => {
+                write!(f, "buffer {buffer} taken away from {importer}: {why}")
             }
             Event::Missed { count } => write!(f, "{count} events missed"),
         }

@@ -6,17 +6,41 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use devpagemap_fence::sync::atomic::{AtomicBool, Ordering};
+use devpagemap_fence::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use devpagemap_fence::{Fence, FenceSet, Held, Lock, Usage, levels, lockdep};
 
+use super::arbiter::Arbiter;
 use super::importer::{Joined, Peer};
 use super::peer_map::Mapped;
+use super::pinned::Pin;
+use super::staged::StagedCopy;
 use crate::aperture::Admitted;
 use crate::bo::Buffer;
 use crate::error::{Error, Result};
 use crate::submit::Access;
+
+/// Why nobody maps with an attachment any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Revoked {
+    LastResort = 1,
+    Overdue = 2,
+    Unreachable = 3,
+}
+
+impl Revoked {
+    const ALL: [Revoked; 3] = [Revoked::LastResort, Revoked::Overdue, Revoked::Unreachable];
+
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Revoked::LastResort => "there was no other way to make room",
+            Revoked::Overdue => "its transfer took longer than it had said",
+            Revoked::Unreachable => "it does not reach the BAR any more, and takes nothing else",
+        }
+    }
+}
 
 /// What all who have to do with one attachment share.
 pub(crate) struct Attached {
@@ -26,17 +50,21 @@ pub(crate) struct Attached {
     pub(super) joined: Arc<Joined>,
     /// Whether the [`Attachment`] is gone. Atomic.
     detached: AtomicBool,
+    /// Why it was taken away from its importer, as [`Revoked`]; 0 if it was not. Set once, under the reservation.
+    revoked: AtomicUsize,
     /// Its own lock.
     leavings: Lock<levels::Aperture, Leavings>,
 }
 
 /// What there is of an attachment besides maps.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Leavings {
     /// Until when holders of maps that are gone still use the buffer's bytes.
     departed: FenceSet,
     /// Pages of the BAR that are kept since the buffer was promoted, until the importer maps it again.
     kept: Vec<Admitted>,
+    /// What keeps the buffer where it is, for an importer that is not told.
+    pin: Option<Pin>,
 }
 
 impl Attached {
@@ -81,6 +109,39 @@ impl Attached {
         self.detached.load(Ordering::Acquire)
     }
 
+    fn revoked(&self) -> Option<Revoked> {
+        let why = self.revoked.load(Ordering::Acquire);
+        Revoked::ALL.into_iter().find(|revoked| *revoked as usize == why)
+    }
+
+    /// # Errors
+    /// [`Error::Revoked`].
+    pub(super) fn check_not_revoked(&self) -> Result<()> {
+        match self.revoked() {
+            Some(why) => Err(Error::Revoked { what: self.joined.name.clone(), why: why.text() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody maps with it from now on. For who holds the reservation, and ends its maps.
+    pub(super) fn revoke(&self, why: Revoked) {
+        self.revoked.store(why as usize, Ordering::Release);
+    }
+
+    /// Keeps the buffer where it is, until it goes.
+    pub(super) fn pin(&self, pin: Pin) {
+        self.leavings.lock(&mut Held::in_destructor()).pin = Some(pin);
+    }
+
+    /// What keeps the buffer where it is; the caller drops it.
+    pub(super) fn unpin(&self) -> Option<Pin> {
+        self.leavings.lock(&mut Held::in_destructor()).pin.take()
+    }
+
+    pub(super) fn has_pin(&self) -> bool {
+        self.leavings.lock(&mut Held::in_destructor()).pin.is_some()
+    }
+
     fn has_left(&self) -> bool {
         self.is_detached() && self.departed().is_empty()
     }
@@ -93,10 +154,13 @@ pub struct Attachment {
 }
 
 impl Buffer {
-    /// Attaches an importer that has joined this buffer's device.
+    /// Attaches an importer that has joined this buffer's device. One that holds what it maps for as long as it is attached, and cannot be
+    /// told to let go, gets the buffer in system memory and keeps it there, or in the BAR if it [requires](crate::pagemap::Policy::Required) that.
+    /// For all others nothing moves.
     ///
     /// # Errors
-    /// [`Error::ForeignPeer`] for one that has joined another device.
+    /// [`Error::ForeignPeer`] for one that has joined another device. For one that keeps the buffer where it is, as when it is
+    /// [mapped](PeerMapRequest::map).
     pub fn attach(&self, peer: &Peer) -> Result<Attachment> {
         let manager = &self.0.manager;
         if !Arc::ptr_eq(manager, &peer.manager) {
@@ -106,9 +170,12 @@ impl Buffer {
             id: manager.next_peer_id(),
             joined: peer.joined.clone(),
             detached: AtomicBool::new(false),
+            revoked: AtomicUsize::new(0),
             leavings: Lock::new("attachment", Leavings::default()),
         };
-        Ok(Attachment { attached: Arc::new(attached), buffer: self.clone() })
+        let attachment = Attachment { attached: Arc::new(attached), buffer: self.clone() };
+        self.transact(|transaction, slot| transaction.enter_peer(slot, &attachment.attached))?;
+        Ok(attachment)
     }
 }
 
@@ -136,6 +203,9 @@ impl Attachment {
             Access::Write => Usage::Write,
         };
         state.add_fence(fence.clone(), usage);
+        if access == Access::Write {
+            state.peers.is_written();
+        }
         Ok(())
     }
 }
@@ -148,6 +218,7 @@ impl Drop for Attachment {
         for Admitted { charge, after } in self.attached.take_kept() {
             self.buffer.0.manager.give_up_bar(charge, after);
         }
+        drop(self.attached.unpin());
     }
 }
 
@@ -181,6 +252,10 @@ pub(crate) struct Peers {
     entries: Vec<Entry>,
     /// Whether it is in system memory only because the BAR had no room: it waits for its [promotion](super::promote).
     pub(crate) away: bool,
+    /// What all attachments agree on.
+    pub(super) arbiter: Arbiter,
+    /// For those who do not reach the buffer's own bytes. Whoever shows it keeps it.
+    pub(super) copy: Weak<StagedCopy>,
 }
 
 /// An attachment whose importer has to be told, and its maps that have just been marked.
@@ -192,9 +267,36 @@ pub(super) struct Ended {
 }
 
 impl Peers {
-    /// How many fences one move of the buffer may get from importers.
+    /// How many fences one move of the buffer may get from importers: one of each, and that of what it has written to a copy.
     pub(crate) fn fence_slots(&self) -> usize {
-        self.entries.len()
+        let writers = self.live().filter(|mapped| mapped.is_staged).count();
+        self.entries.len() + writers
+    }
+
+    /// Whom it concerns what is decided for the buffer: who is attached, or has left maps behind.
+    pub(super) fn parties(&self) -> impl Iterator<Item = &Arc<Attached>> {
+        let is_party = |entry: &&Entry| {
+            let is_here = !entry.attached.is_detached() || entry.maps.values().any(|map| map.is_live());
+            is_here && entry.attached.revoked().is_none()
+        };
+        self.entries.iter().filter(is_party).map(|entry| &entry.attached)
+    }
+
+    /// How many maps of an attachment keep the buffer where it is.
+    pub(super) fn holds(&self, attachment: u64) -> usize {
+        self.live().filter(|mapped| mapped.attached.id == attachment && mapped.has_hold()).count()
+    }
+
+    /// One more is attached.
+    pub(super) fn enter(&mut self, attached: &Arc<Attached>) {
+        self.entry(attached);
+    }
+
+    /// The buffer's bytes are, or will be, others than they were.
+    pub(crate) fn is_written(&self) {
+        if let Some(copy) = self.copy.upgrade() {
+            copy.is_stale();
+        }
     }
 
     /// One holder more of a live map of exactly this range.
@@ -229,10 +331,10 @@ impl Peers {
         self.entries.iter().flat_map(|entry| entry.maps.values()).filter(|mapped| mapped.is_live())
     }
 
-    /// Marks every map, and takes what was kept for others to come. Who is still there has to be told.
-    pub(super) fn make_stale(&mut self) -> Vec<Ended> {
+    /// Marks the maps of which `ends` says so, and takes what was kept for others to come. Who is still there has to be told.
+    pub(super) fn make_stale(&mut self, ends: impl Fn(&Mapped) -> bool) -> Vec<Ended> {
         let ended = self.entries.iter_mut().map(|entry| {
-            let maps = std::mem::take(&mut entry.maps).into_values();
+            let maps = entry.maps.extract_if(.., |_, mapped| ends(mapped)).map(|(_, mapped)| mapped);
             let maps = maps.filter(|mapped| mapped.make_stale()).collect();
             Ended { attached: entry.attached.clone(), maps, kept: entry.attached.take_kept() }
         });
@@ -248,7 +350,7 @@ impl Peers {
     /// Whether an importer has it in system memory; other than that of `attached`, if that is given.
     pub(super) fn hold_system(&self, but: Option<&Attached>) -> bool {
         let is_other = |mapped: &Mapped| but.is_none_or(|but| mapped.attached.id != but.id);
-        self.live().any(|mapped| mapped.why_system.is_some() && is_other(mapped))
+        self.live().any(|mapped| mapped.is_in_system() && is_other(mapped))
     }
 
     /// Until when holders that are gone use the buffer's bytes. To be asked for after [`Peers::make_stale`].

@@ -155,7 +155,7 @@ impl Transaction<'_, '_, '_> {
     /// Cannot fail.
     fn demote(&mut self, demotion: Demotion, wish: &Wish, over: &Over, room: &mut Room<'_>) {
         let Demotion { slot, buffer, home } = demotion;
-        let ended = self.end_maps(slot, InvalidateReason::Demoted);
+        let ended = self.end_maps(slot, InvalidateReason::Demoted, |mapped| !mapped.is_staged);
         let reason = PeerReason::Outranked { by: wish.place.buffer };
         let (_, mut held) = self.exec.split();
         for (charge, until) in ended.charges {

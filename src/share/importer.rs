@@ -7,7 +7,9 @@ use std::sync::{Arc, Weak};
 use devpagemap_fence::{Fence, Held};
 
 use crate::aperture::Account;
+use crate::error::Result;
 use crate::manager::Manager;
+use crate::pagemap::{Holding, ImporterId, JoinedImporter, Policy, Profile};
 use crate::size::Size;
 
 /// A device that maps buffers of another, and can be told to let go of them. The kernel's cousin is `dma_buf_attach_ops`.
@@ -17,6 +19,12 @@ use crate::size::Size;
 pub trait Importer: Send + Sync {
     /// For people: in events, reasons and errors.
     fn name(&self) -> &str;
+
+    /// What it can do, and wants. Asked once, when it joins. By default it lets go when it is told to, reaches the BAR, and is nowhere in the
+    /// machine, so that its own word counts.
+    fn profile(&self) -> Profile {
+        Profile::dynamic()
+    }
 
     /// All maps of one attachment are about to become invalid. Once this has returned and the returned fence has signalled, with an error
     /// or without, the importer uses none of their addresses any more; without a fence that is so at once. It may map again as soon
@@ -40,6 +48,11 @@ pub enum InvalidateReason {
     Promoted,
     /// The application has changed what peers may do with the buffer.
     Retagged,
+    /// There is another way to the buffer now, or the one that was taken is gone, or all who share it have agreed on another.
+    Rerouted,
+    /// It is taken away: the device goes, or is reset, or there is no other way to make room. Unlike after all others, mapping it
+    /// again is an [`Error::Revoked`](crate::Error::Revoked), for good or until the device is armed again.
+    Revoked,
 }
 
 /// What an importer has to let go of.
@@ -82,6 +95,10 @@ pub(crate) struct Joined {
     pub(crate) id: u64,
     /// Constant.
     pub(crate) name: Arc<str>,
+    /// Constant.
+    pub(super) profile: Profile,
+    /// Its place in the registry. Constant.
+    member: JoinedImporter,
     /// Whoever is told. Constant.
     importer: Weak<dyn Importer>,
     /// What it uses of the BAR. Its own lock.
@@ -89,6 +106,20 @@ pub(crate) struct Joined {
 }
 
 impl Joined {
+    pub(super) fn importer_id(&self) -> ImporterId {
+        self.member.id()
+    }
+
+    /// Whether nothing but the BAR will do.
+    pub(super) fn requires_p2p(&self) -> bool {
+        self.profile.policy == Policy::Required
+    }
+
+    /// Whether it lets go when it is told to.
+    pub(super) fn is_dynamic(&self) -> bool {
+        self.profile.holding == Holding::Dynamic
+    }
+
     /// Tells the importer. One that is gone uses nothing, and one that panics is taken by its word no more: half-way through a
     /// move there is nobody who could do anything about it.
     pub(super) fn invalidate(&self, what: &Invalidated) -> Option<Fence> {
@@ -105,17 +136,25 @@ impl Joined {
 }
 
 impl Peer {
-    pub(crate) fn join(manager: Arc<Manager>, importer: Arc<dyn Importer>) -> Peer {
+    pub(crate) fn join(manager: Arc<Manager>, importer: Arc<dyn Importer>) -> Result<Peer> {
+        let profile = importer.profile();
+        let profile = if profile.name.is_none() { profile.named(importer.name()) } else { profile };
+        let member = manager.pagemaps.registry().join(profile.clone())?;
         let id = manager.next_peer_id();
         let account = Account::open(&manager.ledger, &mut Held::in_destructor());
-        let joined =
-            Joined { id, name: importer.name().into(), importer: Arc::downgrade(&importer), account };
-        Peer { manager, joined: Arc::new(joined), _importer: importer }
+        let name = importer.name().into();
+        let joined = Joined { id, name, profile, member, importer: Arc::downgrade(&importer), account };
+        Ok(Peer { manager, joined: Arc::new(joined), _importer: importer })
     }
 
     /// Unique on its device; never reused.
     pub fn id(&self) -> u64 {
         self.joined.id
+    }
+
+    /// Its number in the device's [registry](crate::Device::registry).
+    pub fn importer_id(&self) -> ImporterId {
+        self.joined.importer_id()
     }
 
     /// The importer's name.

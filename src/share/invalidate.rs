@@ -5,6 +5,7 @@ use std::sync::Arc;
 use devpagemap_fence::{FenceSet, Slot, Usage, lockdep};
 
 use super::importer::{InvalidateReason, Invalidated};
+use super::peer_map::Mapped;
 use crate::aperture::{Charge, P2p};
 use crate::bo::Transaction;
 
@@ -20,19 +21,34 @@ pub(super) struct EndedMaps {
 }
 
 impl Transaction<'_, '_, '_> {
-    /// Ends every map of the buffer in `slot`, because it moves or because of `reason`. Whoever touches its bytes from now on waits
-    /// for the importers: their fences are in its reservation, in slots that the caller has
+    /// Ends the maps that show where the buffer in `slot` is, because it moves or because of `reason`. Whoever touches its bytes from now on
+    /// waits for the importers: their fences are in its reservation, in slots that the caller has
     /// [reserved](Transaction::reserve_fences). Returns all of them, and those of holders that had gone before.
     pub(crate) fn invalidate_peers(&mut self, slot: Slot, reason: InvalidateReason) -> FenceSet {
-        let EndedMaps { until, charges, .. } = self.end_maps(slot, reason);
+        self.invalidate_those(slot, reason, |mapped| !mapped.is_staged)
+    }
+
+    /// The same for the maps of which `ends` says so.
+    pub(super) fn invalidate_those(
+        &mut self,
+        slot: Slot,
+        reason: InvalidateReason,
+        ends: impl Fn(&Mapped) -> bool,
+    ) -> FenceSet {
+        let EndedMaps { until, charges, .. } = self.end_maps(slot, reason, ends);
         for (charge, until) in charges {
             self.manager.give_up_bar(charge, until);
         }
         until
     }
 
-    /// As [`invalidate_peers`](Transaction::invalidate_peers); what the maps had of the BAR is the caller's to give back.
-    pub(super) fn end_maps(&mut self, slot: Slot, reason: InvalidateReason) -> EndedMaps {
+    /// As [`invalidate_those`](Transaction::invalidate_those); what the maps had of the BAR is the caller's to give back.
+    pub(super) fn end_maps(
+        &mut self,
+        slot: Slot,
+        reason: InvalidateReason,
+        ends: impl Fn(&Mapped) -> bool,
+    ) -> EndedMaps {
         let mut left = EndedMaps::default();
         let peers = &mut self.exec.set_mut().state_mut(slot).peers;
         if peers.fence_slots() == 0 {
@@ -40,7 +56,7 @@ impl Transaction<'_, '_, '_> {
         }
         #[cfg(loom_mutant = "who_is_gone_is_asked_before_the_mark")]
         let departed = peers.departed();
-        let ended = peers.make_stale();
+        let ended = peers.make_stale(&ends);
         #[cfg(not(loom_mutant = "who_is_gone_is_asked_before_the_mark"))]
         let departed = peers.departed();
         left.until = departed;
@@ -58,6 +74,7 @@ impl Transaction<'_, '_, '_> {
                 left.until.add(fence.clone());
             }
             for mapped in &ended.maps {
+                self.rescue_write(slot, mapped, fence.as_ref());
                 let (charge, until) = mapped.take_holdings(fence.as_ref());
                 left.charges.extend(charge.map(|charge| (charge, until)));
             }
@@ -76,14 +93,18 @@ impl Transaction<'_, '_, '_> {
             P2p::Never => {
                 self.waits_no_more(slot);
                 if hold_bar {
-                    self.invalidate_peers(slot, InvalidateReason::Retagged);
+                    let ends = |mapped: &Mapped| mapped.why_system.is_none() && mapped.attached.is_told();
+                    self.invalidate_those(slot, InvalidateReason::Retagged, ends);
                 }
             }
-            P2p::Require if hold_system => drop(self.invalidate_peers(slot, InvalidateReason::Retagged)),
+            P2p::Require => {
+                let ends = |mapped: &Mapped| mapped.why_system.is_some() && mapped.attached.is_told();
+                self.invalidate_those(slot, InvalidateReason::Retagged, ends);
+            }
             P2p::Allowed | P2p::Prefer if before == P2p::Never && hold_system => {
                 self.wait_for_promotion(slot)
             }
-            P2p::Allowed | P2p::Prefer | P2p::Require => {}
+            P2p::Allowed | P2p::Prefer => {}
         }
     }
 }

@@ -19,18 +19,21 @@
 //! all of them together (`promote.rs`).
 
 use std::ops::Range;
-use std::slice;
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::{FenceSet, Slot};
 
+use super::accord::{Way, reaches_bar};
+use super::arbiter::Accord;
 use super::attachment::{Attached, Attachment};
+use super::importer::InvalidateReason;
 use super::peer_map::{Mapped, NewMap, PeerExtent, PeerMap, page_count, pages_of};
 use crate::aperture::{Admitted, Bar, Kept, OnPressure, Over, P2p, PlaceKey, Window, Wish};
-use crate::bo::{BufferObject, Transaction, WeakBuffer};
+use crate::bo::{Buffer, BufferObject, Transaction, WeakBuffer};
 use crate::error::{Error, Result};
 use crate::events::{Event, PeerReason};
+use crate::pagemap::Decision;
 use crate::region::{RegionKind, Resource};
 use crate::stats::Counters;
 
@@ -75,27 +78,19 @@ impl PeerMapRequest<'_> {
     /// no system memory to fall back to, [`Error::Pinned`] when the buffer may not move.
     pub fn map(self) -> Result<PeerMap> {
         let buffer = &self.attachment.buffer;
-        let asked = Asked {
-            attached: &self.attachment.attached,
-            buffer: &buffer.0,
-            range: whole_pages(&self.range, buffer.size().as_bytes())?,
-            on_pressure: self.on_pressure,
-        };
-        let manager = &buffer.0.manager;
-        let mapped = manager.transact(slice::from_ref(&buffer.0), |transaction| {
-            let slot = transaction.member(0);
-            let mapped = transaction.map_for_peer(slot, &asked)?;
+        let range = whole_pages(&self.range, buffer.size().as_bytes())?;
+        let attached = &self.attachment.attached;
+        buffer.transact(|transaction, slot| {
+            let map = transaction.map_range(slot, attached, &range, self.on_pressure)?;
             transaction.touch_members();
-            Ok(PeerMap::new(mapped, buffer.clone()))
-        })?;
-        Counters::count(&manager.counters.peer_maps);
-        Ok(mapped)
+            Ok(map)
+        })
     }
 }
 
 /// # Errors
 /// For a range that is nothing, or beyond the end.
-fn whole_pages(range: &Range<u64>, size_bytes: u64) -> Result<Range<u64>> {
+pub(super) fn whole_pages(range: &Range<u64>, size_bytes: u64) -> Result<Range<u64>> {
     let len_bytes = range.end.saturating_sub(range.start);
     if len_bytes == 0 {
         return Err(Error::InvalidSize { what: "a peer map", bytes: 0, why: "is nothing" });
@@ -114,6 +109,8 @@ pub(super) struct Asked<'a> {
     /// In whole pages.
     pub(super) range: Range<u64>,
     pub(super) on_pressure: OnPressure,
+    /// How the importer reaches the buffer's memory.
+    pub(super) decision: Decision,
 }
 
 impl Asked<'_> {
@@ -156,43 +153,67 @@ pub(super) enum Denied {
 }
 
 impl Transaction<'_, '_, '_> {
-    fn map_for_peer(&mut self, slot: Slot, asked: &Asked<'_>) -> Result<Arc<Mapped>> {
-        let state = self.exec.set().state(slot);
-        state.check_not_lost()?;
-        if let Some(shared) = state.peers.share(asked.attached, &asked.range) {
-            return Ok(shared);
-        }
-        if let Some(reason) = self.why_not_in_bar(slot, asked)? {
-            return self.map_in_system(slot, asked, reason, 0);
-        }
-        match self.take_bar(slot, asked) {
-            Ok(in_bar) => Ok(self.map_in_bar(slot, asked, in_bar)),
-            Err(denied) => self.do_without(slot, asked, denied),
-        }
+    /// Maps whole pages of a member.
+    pub(super) fn map_range(
+        &mut self,
+        slot: Slot,
+        attached: &Arc<Attached>,
+        range: &Range<u64>,
+        on_pressure: OnPressure,
+    ) -> Result<PeerMap> {
+        let buffer = self.exec.set().arc(slot);
+        let decision = self.manager.decision(&attached.joined);
+        let asked = Asked { attached, buffer: &buffer, range: range.clone(), on_pressure, decision };
+        let (mapped, after) = self.map_for_peer(slot, &asked)?;
+        Counters::count(&self.manager.counters.peer_maps);
+        Ok(PeerMap::new(mapped, Buffer(buffer), after))
     }
 
-    /// Why the BAR is out of the question, before asking whether it has room.
-    fn why_not_in_bar(&self, slot: Slot, asked: &Asked<'_>) -> Result<Option<PeerReason>> {
-        let (state, placement) = (self.exec.set().state(slot), asked.buffer.placement());
-        let p2p = asked.buffer.tags.p2p();
-        if p2p == P2p::Never {
-            return Ok(Some(PeerReason::Never));
+    /// The map, and what its holder must queue behind.
+    fn map_for_peer(&mut self, slot: Slot, asked: &Asked<'_>) -> Result<(Arc<Mapped>, FenceSet)> {
+        asked.attached.check_not_revoked()?;
+        let state = self.exec.set().state(slot);
+        state.check_not_lost()?;
+        let way = match state.peers.share(asked.attached, &asked.range) {
+            Some(shared) => return self.share_map(slot, shared),
+            None => self.choose_way(slot, asked)?,
+        };
+        let was_in = self.resource(slot).map(|resource| resource.region);
+        let mapped = match way {
+            Way::System(reason) => self.map_in_system(slot, asked, reason, 0)?,
+            Way::Staged(reason) => self.map_staged(slot, asked, reason, 0)?,
+            Way::Bar => match self.take_bar(slot, asked) {
+                Ok(in_bar) => self.map_in_bar(slot, asked, in_bar),
+                Err(denied) => self.do_without(slot, asked, denied)?,
+            },
+        };
+        if mapped.is_in_accord()
+            && was_in.is_some_and(|region| (region == RegionKind::Vram) == mapped.is_in_system())
+        {
+            self.note_peer_move(slot);
         }
-        if placement.in_vram().is_none() {
-            return match p2p {
-                P2p::Require => Err(Error::NotPeerCapable {
-                    buffer: asked.buffer.id(),
-                    why: "its placement does not allow VRAM, and its peers may not do with less",
-                }),
-                _ => Ok(Some(PeerReason::LivesInSystemMemory)),
-            };
-        }
-        if p2p != P2p::Require && state.peers.hold_system(Some(asked.attached)) {
-            return Ok(Some(PeerReason::SharedInSystemMemory));
-        }
-        let is_in_vram = state.resource.as_ref().is_some_and(|resource| resource.region == RegionKind::Vram);
-        let lives_in_system = p2p == P2p::Allowed && !is_in_vram && !placement.prefers_vram();
-        Ok(lives_in_system.then_some(PeerReason::LivesInSystemMemory))
+        self.note_peer_use(slot, &mapped);
+        self.note_short_pin(slot, &mapped);
+        let after = mapped.after.clone();
+        Ok((mapped, after))
+    }
+
+    /// One holder more of a map. What it shows may have to be brought up to date.
+    fn share_map(&mut self, slot: Slot, shared: Arc<Mapped>) -> Result<(Arc<Mapped>, FenceSet)> {
+        let refreshed = match shared.copy() {
+            Some(copy) => self.refresh(slot, &copy, &shared.range).map(Some),
+            None => Ok(None),
+        };
+        let after = match refreshed {
+            Ok(refreshed) => refreshed.unwrap_or_else(|| shared.after.clone()),
+            Err(error) => {
+                drop(PeerMap::new(shared, Buffer(self.exec.set().arc(slot)), FenceSet::new()));
+                return Err(error);
+            }
+        };
+        self.note_peer_use(slot, &shared);
+        self.note_short_pin(slot, &shared);
+        Ok((shared, after))
     }
 
     /// Pages in the ledger, the buffer where the BAR can show it, and a window where it takes one.
@@ -301,18 +322,16 @@ impl Transaction<'_, '_, '_> {
             }
             None => self.addresses(slot, &asked.range),
         };
-        let mapped = self.note_map(
-            slot,
-            NewMap {
-                attached: asked.attached.clone(),
-                range: asked.range.clone(),
-                extents,
-                why_system: None,
-                after,
-                charge: Some(charge),
-                window,
-            },
-        );
+        let new = NewMap {
+            extents,
+            why_system: None,
+            after,
+            charge: Some(charge),
+            window,
+            hold: self.hold_for(slot, asked.attached),
+            ..NewMap::of(asked)
+        };
+        let mapped = self.note_map(slot, new);
         let (set, mut held) = self.exec.split();
         for kept in kept {
             self.manager.release_peer(kept.charge, kept.after, &mut held);
@@ -338,15 +357,52 @@ impl Transaction<'_, '_, '_> {
             }
             Denied::Place(error) => return Err(error),
         };
-        let may_not = asked.buffer.tags.p2p() == P2p::Require || asked.on_pressure == OnPressure::Refuse;
+        let may_not = asked.buffer.tags.p2p() == P2p::Require
+            || asked.attached.joined.requires_p2p()
+            || asked.on_pressure == OnPressure::Refuse;
         if may_not {
             let (buffer, importer) = (asked.buffer.id(), asked.attached.joined.name.clone());
             let (_, mut held) = self.exec.split();
             self.manager.tell(Event::Refused { buffer, importer, reason, missing_pages }, &mut held);
             return Err(error);
         }
+        if self.is_required_by_another(slot, asked.attached) {
+            return self.map_staged(slot, asked, reason, missing_pages);
+        }
         let mapped = self.map_in_system(slot, asked, reason, missing_pages)?;
         self.wait_for_promotion(slot);
+        Ok(mapped)
+    }
+
+    /// Whether another importer takes nothing but the BAR, and so the buffer cannot leave VRAM for this one.
+    pub(super) fn is_required_by_another(&self, slot: Slot, attached: &Attached) -> bool {
+        let mut parties = self.exec.set().state(slot).peers.parties();
+        parties.any(|other| {
+            let reaches = || reaches_bar(&self.manager.decision(&other.joined));
+            other.id != attached.id && other.joined.requires_p2p() && reaches()
+        })
+    }
+
+    /// A copy in system memory, brought up to date. The buffer stays where it is.
+    fn map_staged(
+        &mut self,
+        slot: Slot,
+        asked: &Asked<'_>,
+        reason: PeerReason,
+        missing_pages: u64,
+    ) -> Result<Arc<Mapped>> {
+        if self.resource(slot).is_none() {
+            self.validate(slot, asked.buffer.placement())?;
+        }
+        let copy = self.staged_copy(slot)?;
+        let after = self.refresh(slot, &copy, &asked.range)?;
+        let extents = copy.extents(&asked.range).iter().map(PeerExtent::from).collect();
+        let new = NewMap { extents, why_system: Some(reason), after, copy: Some(copy), ..NewMap::of(asked) };
+        let mapped = Mapped::new(new);
+        self.exec.set_mut().state_mut(slot).peers.keep(mapped.clone());
+        Counters::count(&self.manager.counters.staged_maps);
+        let (_, mut held) = self.exec.split();
+        self.manager.tell(asked.fell_back(reason, missing_pages), &mut held);
         Ok(mapped)
     }
 
@@ -362,18 +418,18 @@ impl Transaction<'_, '_, '_> {
         if !is_there {
             self.validate(slot, &asked.buffer.placement().beside_vram())?;
         }
-        let mapped = self.note_map(
-            slot,
-            NewMap {
-                attached: asked.attached.clone(),
-                range: asked.range.clone(),
-                extents: self.addresses(slot, &asked.range),
-                why_system: Some(reason),
-                after: FenceSet::new(),
-                charge: None,
-                window: None,
-            },
-        );
+        if self.exec.set().state(slot).peers.copy.strong_count() > 0 {
+            // All meet in system memory now: nobody needs a copy of it.
+            self.reserve_fences(slot, 0)?;
+            self.invalidate_those(slot, InvalidateReason::Rerouted, |mapped| mapped.is_staged);
+        }
+        let new = NewMap {
+            extents: self.addresses(slot, &asked.range),
+            why_system: Some(reason),
+            hold: self.hold_for(slot, asked.attached),
+            ..NewMap::of(asked)
+        };
+        let mapped = self.note_map(slot, new);
         if reason != PeerReason::LivesInSystemMemory {
             let (_, mut held) = self.exec.split();
             self.manager.tell(asked.fell_back(reason, missing_pages), &mut held);
@@ -401,6 +457,9 @@ impl Transaction<'_, '_, '_> {
     /// their maps away for a better place.
     pub(crate) fn is_kept_by_peers(&self, slot: Slot, placement: &crate::bo::Placement) -> bool {
         let state = self.exec.set().state(slot);
+        if state.peers.arbiter.present() == Accord::Staged {
+            return false;
+        }
         let is_in_gtt = state.resource.as_ref().is_some_and(|resource| resource.region == RegionKind::Gtt);
         is_in_gtt && placement.allows(RegionKind::Gtt) && state.peers.hold_system(None)
     }

@@ -17,18 +17,28 @@
 //! is told, and one that had gone by then has said until when it uses the bytes, if it does. Both are fences that the copy waits for, and
 //! the place that the copy leaves is reused only behind the copy.
 
+mod accord;
+mod arbiter;
 mod attachment;
 mod demote;
+mod explain;
+mod fresh;
 mod importer;
 mod invalidate;
 mod map;
 mod peer_map;
+mod pinned;
 mod promote;
+mod reroute;
+mod staged;
 
 pub use attachment::Attachment;
 pub use importer::{Importer, InvalidateReason, Invalidated, Peer};
 pub use map::PeerMapRequest;
-pub use peer_map::{PeerAddr, PeerExtent, PeerMap, Route};
+pub use peer_map::{PeerAddr, PeerExtent, PeerMap};
 
 pub(crate) use attachment::Peers;
+pub(crate) use explain::Pagemaps;
+pub(crate) use pinned::{PinWatch, ShortPins};
 pub(crate) use promote::Promoter;
+pub(crate) use reroute::SharedBuffers;

@@ -5,15 +5,19 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
-use devpagemap_fence::sync::atomic::{AtomicU32, Ordering};
+use devpagemap_fence::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devpagemap_fence::{Fence, FenceSet, Held, Lock, levels, lockdep};
 use devpagemap_migrate::{Addr, Extent, SysAddr, VramAddr};
 
 use super::attachment::Attached;
+use super::map::Asked;
+use super::staged::StagedCopy;
 use crate::aperture::{BarAddr, BarExtent, Charge, Window};
 use crate::bo::Buffer;
+use crate::cpu::Hold;
 use crate::events::PeerReason;
 use crate::manager::Manager;
+use crate::pagemap::{Decision, Route};
 
 /// An address at which a peer reaches bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,15 +54,6 @@ impl From<&Extent> for PeerExtent {
     }
 }
 
-/// The way that a peer's accesses take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Route {
-    /// Through the BAR.
-    PeerToPeer,
-    /// Through system memory.
-    System,
-}
-
 /// Set when the map shows a place that the buffer has left, or is about to.
 const STALE: u32 = 1 << 31;
 
@@ -70,8 +65,14 @@ pub(super) struct Mapped {
     pub(super) range: Range<u64>,
     /// Constant.
     pub(super) extents: Vec<PeerExtent>,
+    /// How the importer reaches the buffer's memory. Constant.
+    pub(super) decision: Decision,
     /// Why it is not in the BAR; `None` when it is. Constant.
     pub(super) why_system: Option<PeerReason>,
+    /// Whether it shows a copy. Constant.
+    pub(super) is_staged: bool,
+    /// Whether its importer has begun to write to a copy. Written under the reservation.
+    pub(super) writes_copy: AtomicBool,
     /// What must have signalled before the first access. Constant.
     pub(super) after: FenceSet,
     /// How many [`PeerMap`]s there are, and [`STALE`]. See the head of [`share`](super).
@@ -87,6 +88,10 @@ struct Holdings {
     charge: Option<Charge>,
     /// What shows them, in a BAR of windows.
     window: Option<Window>,
+    /// What it shows instead of the buffer's own bytes.
+    copy: Option<Arc<StagedCopy>>,
+    /// What keeps the buffer where it is, for an importer that is not told.
+    hold: Option<Hold>,
     /// Until when holders that are gone still use them.
     until: FenceSet,
 }
@@ -96,18 +101,52 @@ pub(super) struct NewMap {
     pub(super) attached: Arc<Attached>,
     pub(super) range: Range<u64>,
     pub(super) extents: Vec<PeerExtent>,
+    pub(super) decision: Decision,
     pub(super) why_system: Option<PeerReason>,
     pub(super) after: FenceSet,
     pub(super) charge: Option<Charge>,
     pub(super) window: Option<Window>,
+    pub(super) copy: Option<Arc<StagedCopy>>,
+    pub(super) hold: Option<Hold>,
+}
+
+impl NewMap {
+    /// One that shows nothing yet.
+    pub(super) fn of(asked: &Asked<'_>) -> NewMap {
+        NewMap {
+            attached: asked.attached.clone(),
+            range: asked.range.clone(),
+            extents: Vec::new(),
+            decision: asked.decision,
+            why_system: None,
+            after: FenceSet::new(),
+            charge: None,
+            window: None,
+            copy: None,
+            hold: None,
+        }
+    }
 }
 
 impl Mapped {
     /// A map with one holder, which the caller makes.
     pub(super) fn new(new: NewMap) -> Arc<Mapped> {
-        let NewMap { attached, range, extents, why_system, after, charge, window } = new;
-        let holdings = Lock::new("peer map", Holdings { charge, window, until: FenceSet::new() });
-        Arc::new(Mapped { attached, range, extents, why_system, after, word: AtomicU32::new(1), holdings })
+        let NewMap { attached, range, extents, decision, why_system, after, charge, window, copy, hold } =
+            new;
+        let is_staged = copy.is_some();
+        let holdings = Holdings { charge, window, copy, hold, until: FenceSet::new() };
+        Arc::new(Mapped {
+            attached,
+            range,
+            extents,
+            decision,
+            why_system,
+            is_staged,
+            writes_copy: AtomicBool::new(false),
+            after,
+            word: AtomicU32::new(1),
+            holdings: Lock::new("peer map", holdings),
+        })
     }
 
     /// One holder more, unless the map has come to its end. Only for who holds the reservation.
@@ -153,28 +192,64 @@ impl Mapped {
     /// What whoever ended the map has to give back to the ledger, and until when it is in use: until `told` has signalled, and
     /// what holders have said. The window goes first, so that who is admitted next finds its space.
     pub(super) fn take_holdings(&self, told: Option<&Fence>) -> (Option<Charge>, FenceSet) {
-        let Holdings { charge, window, mut until } =
+        let Holdings { charge, window, copy, hold, mut until } =
             std::mem::take(&mut *self.holdings.lock(&mut Held::in_destructor()));
         until.extend(told.cloned());
         window.into_iter().for_each(|window| window.release_after(&until));
+        copy.iter().for_each(|copy| copy.is_used_until(&until));
+        drop((copy, hold));
         (charge, until)
+    }
+
+    /// The copy that it shows, while it is live.
+    pub(super) fn copy(&self) -> Option<Arc<StagedCopy>> {
+        self.holdings.lock(&mut Held::in_destructor()).copy.clone()
+    }
+
+    /// Whether it keeps the buffer where it is.
+    pub(super) fn has_hold(&self) -> bool {
+        self.holdings.lock(&mut Held::in_destructor()).hold.is_some()
+    }
+
+    /// The way that accesses take.
+    pub(super) fn route(&self) -> Route {
+        match (self.is_staged, self.why_system) {
+            (true, _) => Route::Staging,
+            (false, Some(_)) => Route::System,
+            (false, None) => self.decision.route,
+        }
+    }
+
+    /// Whether it is where it is because of who shares the buffer, and not for want of room.
+    pub(super) fn is_in_accord(&self) -> bool {
+        !matches!(self.why_system, Some(PeerReason::Over(_) | PeerReason::NoVisibleRoom))
+    }
+
+    /// Whether it shows the buffer's own bytes in system memory.
+    pub(super) fn is_in_system(&self) -> bool {
+        self.why_system.is_some() && !self.is_staged
     }
 }
 
-/// A range of a buffer, mapped for an importer. Dropping it unmaps: the importer uses its addresses no more. It never keeps the
-/// buffer where it is; the importer is [told](crate::Importer::invalidate) before it moves, and maps again if it wants to.
+/// A range of a buffer, mapped for an importer. Dropping it unmaps: the importer uses its addresses no more. That of an importer that can be
+/// told never keeps the buffer where it is; the importer is [told](crate::Importer::invalidate) before it moves, and maps again if it
+/// wants to.
+///
+/// Uses are said by [`begin`](PeerMap::begin) and [`end`](PeerMap::end), which is what keeps a staged copy in step.
 pub struct PeerMap {
     /// Constant.
-    mapped: Arc<Mapped>,
+    pub(super) mapped: Arc<Mapped>,
     /// Constant.
-    buffer: Buffer,
+    pub(super) buffer: Buffer,
+    /// What its first access must queue behind. Constant.
+    after: FenceSet,
     /// Until when its holder uses the bytes, once it is dropped.
     until: FenceSet,
 }
 
 impl PeerMap {
-    pub(super) fn new(mapped: Arc<Mapped>, buffer: Buffer) -> PeerMap {
-        PeerMap { mapped, buffer, until: FenceSet::new() }
+    pub(super) fn new(mapped: Arc<Mapped>, buffer: Buffer, after: FenceSet) -> PeerMap {
+        PeerMap { mapped, buffer, after, until: FenceSet::new() }
     }
 
     /// The mapped buffer.
@@ -192,21 +267,24 @@ impl PeerMap {
         &self.mapped.extents
     }
 
-    /// What the importer must queue its accesses behind: the moves that bring the bytes there, and former users of this part of the
-    /// BAR. The work of others on the buffer is in [`Buffer::fences`].
+    /// What the importer must queue its accesses behind: the copies that bring the bytes there, and former users of this part of the
+    /// BAR. The work of others on the buffer is in [`Buffer::fences`]; [`begin`](PeerMap::begin) has both.
     pub fn after(&self) -> &FenceSet {
-        &self.mapped.after
+        &self.after
     }
 
     /// Which way accesses go.
     pub fn route(&self) -> Route {
-        match self.mapped.why_system {
-            None => Route::PeerToPeer,
-            Some(_) => Route::System,
-        }
+        self.mapped.route()
     }
 
-    /// Why they go through system memory; `None` when they do not.
+    /// How the importer reaches the memory that the buffer's device has, as it was known when this was mapped. Whether that is used is
+    /// another question: see [`route`](PeerMap::route) and [`why_system`](PeerMap::why_system).
+    pub fn decision(&self) -> Decision {
+        self.mapped.decision
+    }
+
+    /// Why accesses go through system memory; `None` when they do not.
     pub fn why_system(&self) -> Option<PeerReason> {
         self.mapped.why_system
     }

@@ -17,7 +17,6 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::slice;
 use std::sync::{Arc, Weak};
 
 use devpagemap_fence::sync::Condvar;
@@ -114,6 +113,12 @@ impl Promoter {
         self.wake.notify_one();
     }
 
+    /// There is something else to look at: routes that have changed, or what is overdue.
+    pub(crate) fn run_errands(&self) {
+        self.thread.lock().poked = true;
+        self.wake.notify_one();
+    }
+
     /// The device goes. Waits for nothing.
     pub(crate) fn end(&self) {
         self.thread.lock().over = true;
@@ -132,7 +137,7 @@ impl Promoter {
         }
     }
 
-    fn start(self: &Arc<Self>, manager: Weak<Manager>) {
+    pub(super) fn start(self: &Arc<Self>, manager: Weak<Manager>) {
         let mut thread = self.thread.lock();
         if thread.handle.is_some() || thread.over {
             return;
@@ -149,6 +154,8 @@ impl Promoter {
         while self.wait_for_poke() {
             // The device may go meanwhile; then this is the thread that takes it down.
             let Some(manager) = manager.upgrade() else { return };
+            manager.revoke_overdue();
+            manager.reroute();
             manager.promote();
         }
     }
@@ -172,9 +179,7 @@ impl Manager {
             if self.ledger.usage(&mut Held::in_destructor()).level.is_some() {
                 break;
             }
-            let result = self.transact(slice::from_ref(&buffer.0), |transaction| {
-                transaction.promote(transaction.member(0))
-            });
+            let result = buffer.transact(|transaction, slot| transaction.promote(slot));
             match result {
                 Ok(came_back) => promoted += usize::from(came_back),
                 Err(error) => tracing::debug!(buffer = buffer.id(), %error, "not promoted"),

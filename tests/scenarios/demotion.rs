@@ -46,7 +46,7 @@ fn over_the_soft_limit_who_is_merely_allowed_gets_system_memory_and_everybody_he
     let (_nic, peer) = Nic::join("nic", &device);
     let buffers = [3, 2].map(|mib| tagged(&device, mib, P2p::Allowed, mib));
     let first = mapped(&buffers[0], &peer);
-    assert_eq!((way(&first, &buffers[0]), told(&events)), ((Route::PeerToPeer, VRAM), vec![]));
+    assert_eq!((way(&first, &buffers[0]), told(&events)), ((Route::Declared, VRAM), vec![]));
     let second = mapped(&buffers[1], &peer);
     let reason = PeerReason::Over(BarLimit::Soft);
     assert_eq!((way(&second, &buffers[1]), second.why_system()), ((Route::System, SYSTEM), Some(reason)));
@@ -68,7 +68,7 @@ fn who_is_preferred_goes_on_to_the_hard_limit_and_nobody_beyond() {
     let buffers = [4, 2, 1].map(|mib| tagged(&device, mib, P2p::Prefer, mib));
     let ways: Vec<_> = buffers.iter().map(|buffer| (mapped(buffer, &peer), buffer)).collect();
     let ways: Vec<_> = ways.iter().map(|(map, buffer)| way(map, buffer)).collect();
-    assert_eq!(ways, [(Route::PeerToPeer, VRAM), (Route::PeerToPeer, VRAM), (Route::System, SYSTEM)]);
+    assert_eq!(ways, [(Route::Declared, VRAM), (Route::Declared, VRAM), (Route::System, SYSTEM)]);
     assert_eq!(device.stats().p2p_peak_bytes, 6 * MIB);
 }
 
@@ -102,7 +102,7 @@ fn who_requires_the_bar_never_falls_back_whatever_the_map_says() {
     }
     assert!(held.is_current(), "equals do not make way for each other");
     drop(held);
-    assert_eq!(way(&mapped(&newcomer, &peer), &newcomer), (Route::PeerToPeer, VRAM));
+    assert_eq!(way(&mapped(&newcomer, &peer), &newcomer), (Route::Declared, VRAM));
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn the_gate_stays_closed_until_use_has_fallen_to_the_reopen_mark() {
     let relieved = told(&events);
     assert!(matches!(relieved.last(), Some(Event::BarRelief { used_pages: 512, .. })), "{relieved:?}");
     let in_time = late(6);
-    assert_eq!(mapped(&in_time, &peer).route(), Route::PeerToPeer);
+    assert_eq!(mapped(&in_time, &peer).route(), Route::Declared);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn buffers_of_lower_rank_make_way_the_lowest_first_and_no_more_than_needed() {
     let maps = buffers.each_ref().map(|buffer| mapped(buffer, &peer));
     let newcomer = tagged(&device, 5, P2p::Prefer, 9);
     let map = mapped(&newcomer, &peer);
-    assert_eq!(way(&map, &newcomer), (Route::PeerToPeer, VRAM));
+    assert_eq!(way(&map, &newcomer), (Route::Declared, VRAM));
     assert_eq!(buffers.each_ref().map(|buffer| buffer.region()), [VRAM, SYSTEM, SYSTEM]);
     assert_eq!(maps.each_ref().map(|map| map.is_current()), [true, false, false]);
     let demoted = [1, 2].map(|at: usize| (buffers[at].id(), InvalidateReason::Demoted));
@@ -195,7 +195,7 @@ fn a_newcomer_queues_behind_those_who_made_way_and_use_never_passes_the_limit() 
     nic.is_busy_until(gate.fence());
     let newcomer = tagged(&device, 6, P2p::Prefer, 2);
     let map = mapped(&newcomer, &other);
-    assert_eq!(way(&map, &newcomer), (Route::PeerToPeer, VRAM), "nobody waits");
+    assert_eq!(way(&map, &newcomer), (Route::Declared, VRAM), "nobody waits");
     assert!(!map.after().is_signaled(), "the pages are not free yet");
     assert_eq!(device.stats().p2p_peak_bytes, 6 * MIB);
     device.driver().write_bar(addr, b"the last words").expect("the peer is not done");
@@ -226,7 +226,7 @@ fn who_was_demoted_comes_back_when_space_returns() {
     assert_eq!(nic.was_told(), [(lower.id(), InvalidateReason::Promoted)]);
     assert_eq!(device.stats().p2p_used_bytes, 2 * MIB, "its pages are kept for it");
     let back = map_all(&attachment);
-    assert_eq!(way(&back, &lower), (Route::PeerToPeer, VRAM));
+    assert_eq!(way(&back, &lower), (Route::Declared, VRAM));
     expect_peer_reads(&device, &back, 1);
     let stats = device.stats();
     assert_eq!((stats.promotions, stats.p2p_used_bytes), (1, 2 * MIB));
@@ -305,18 +305,14 @@ fn an_importer_over_its_own_limit_takes_nobody_elses_buffers_away() {
     let buffers = [1, 2].map(|seed| tagged(&device, 1, P2p::Allowed, seed));
     let theirs = mapped(&buffers[1], &other);
     let first = mapped(&buffers[0], &small);
-    assert_eq!(first.route(), Route::PeerToPeer);
+    assert_eq!(first.route(), Route::Declared);
     let third = tagged(&device, 1, P2p::Prefer, 3);
     let denied = attach(&third, &small).request(0..MIB).on_pressure(OnPressure::FallBack).map();
     assert_eq!(denied.expect("system memory").why_system(), Some(PeerReason::Over(BarLimit::Importer)));
     assert!(theirs.is_current() && other_nic.was_told().is_empty());
     let outranked = attach(&third, &small);
     let map = map_all(&outranked);
-    assert_eq!(
-        (map.route(), first.is_current()),
-        (Route::PeerToPeer, false),
-        "its own lower buffer made way"
-    );
+    assert_eq!((map.route(), first.is_current()), (Route::Declared, false), "its own lower buffer made way");
     assert!(theirs.is_current());
     assert_eq!((small.p2p_used(), other.p2p_used()), (Size::mib(1), Size::mib(1)));
 }
@@ -330,7 +326,7 @@ fn two_importers_of_one_buffer_of_which_one_may_not_have_the_bar_settle_in_syste
     let buffer = tagged(&device, 1, P2p::Allowed, 1);
     let attachment = attach(&buffer, &other);
     let first = map_all(&attachment);
-    assert_eq!(first.route(), Route::PeerToPeer);
+    assert_eq!(first.route(), Route::Declared);
     let second = mapped(&buffer, &limited);
     assert_eq!((second.route(), first.is_current()), (Route::System, false));
     let moves = device.stats().moves;
@@ -346,7 +342,7 @@ fn two_importers_of_one_buffer_of_which_one_may_not_have_the_bar_settle_in_syste
     let [theirs, second] = both;
     drop(second);
     drop(theirs);
-    assert_eq!(map_all(&attachment).route(), Route::PeerToPeer);
+    assert_eq!(map_all(&attachment).route(), Route::Declared);
 }
 
 #[test]
@@ -360,11 +356,11 @@ fn a_client_has_its_own_share() {
         buffer
     });
     let maps = ours.each_ref().map(|buffer| mapped(buffer, &peer));
-    assert_eq!(maps.each_ref().map(PeerMap::route), [Route::PeerToPeer, Route::System]);
+    assert_eq!(maps.each_ref().map(PeerMap::route), [Route::Declared, Route::System]);
     assert_eq!(maps[1].why_system(), Some(PeerReason::Over(BarLimit::Client)));
     assert_eq!(client.p2p_used(), Size::mib(1));
     let other = tagged(&device, 1, P2p::Allowed, 3);
-    assert_eq!(mapped(&other, &peer).route(), Route::PeerToPeer);
+    assert_eq!(mapped(&other, &peer).route(), Route::Declared);
 }
 
 #[test]
@@ -390,7 +386,7 @@ fn a_buffer_that_is_pinned_does_not_make_way_another_does() {
     let _maps = buffers.each_ref().map(|buffer| mapped(buffer, &peer));
     let _pin = buffers[0].vmap().expect("it is visible");
     let newcomer = tagged(&device, 3, P2p::Prefer, 3);
-    assert_eq!(mapped(&newcomer, &peer).route(), Route::PeerToPeer);
+    assert_eq!(mapped(&newcomer, &peer).route(), Route::Declared);
     assert_eq!(buffers.each_ref().map(|buffer| buffer.region()), [VRAM, SYSTEM]);
 }
 

@@ -1,6 +1,7 @@
 //! Scenarios on the public API, one module a theme. What counts the threads of the process has a process of its own
 //! (`tests/teardown.rs`, `tests/stress.rs`).
 
+mod arbiter;
 #[path = "../setup/child.rs"]
 mod child;
 mod contention;
@@ -25,6 +26,7 @@ mod relocation;
 #[path = "../setup/mod.rs"]
 mod setup;
 mod sharing;
+mod staged;
 mod validate;
 mod window_model;
 mod windows;

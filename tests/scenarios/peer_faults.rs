@@ -154,7 +154,8 @@ fn failing(bar: Bar) -> Device<Failing> {
 #[test]
 fn who_is_lost_on_the_way_out_of_the_bar_says_so_and_the_newcomer_has_its_pages() {
     let device = failing(Bar::Prefix(Size::mib(8)));
-    let (nic, peer) = (Nic::new("nic"), |nic: &Arc<Nic>| device.join(nic.clone()));
+    let (nic, peer) =
+        (Nic::new("nic"), |nic: &Arc<Nic>| device.join(nic.clone()).expect("an importer that can be"));
     let peer = peer(&nic);
     let doomed = filled(&device, 3, 1);
     let attachment = doomed.attach(&peer).expect("one device");
@@ -164,7 +165,7 @@ fn who_is_lost_on_the_way_out_of_the_bar_says_so_and_the_newcomer_has_its_pages(
     let newcomer = device.buffer(Size::mib(4)).p2p(P2p::Prefer).create().expect("a buffer");
     fill(&device, &newcomer, 2).expect("room");
     let map = mapped(&newcomer, &peer);
-    assert_eq!(way(&map, &newcomer), (Route::PeerToPeer, VRAM));
+    assert_eq!(way(&map, &newcomer), (Route::Declared, VRAM));
     device.wait_idle();
     let refused = attachment.map(0..MIB);
     assert!(
@@ -181,7 +182,7 @@ fn who_is_lost_on_the_way_out_of_the_bar_says_so_and_the_newcomer_has_its_pages(
 fn who_is_lost_on_the_way_out_is_not_mapped_behind_a_move_that_has_not_failed_yet() {
     let device = failing(Bar::Prefix(Size::mib(8)));
     let nic = Nic::new("nic");
-    let peer = device.join(nic.clone());
+    let peer = device.join(nic.clone()).expect("an importer that can be");
     let doomed = filled(&device, 3, 1);
     let attachment = doomed.attach(&peer).expect("one device");
     let _map = map_all(&attachment);
@@ -203,7 +204,7 @@ fn who_is_lost_on_the_way_out_is_not_mapped_behind_a_move_that_has_not_failed_ye
 fn a_driver_that_refuses_a_window_is_heard_and_nothing_is_charged() {
     let device = failing(Bar::Windows(Size::mib(8)));
     let nic = Nic::new("nic");
-    let peer = device.join(nic.clone());
+    let peer = device.join(nic.clone()).expect("an importer that can be");
     let buffer = filled(&device, 1, 1);
     let attachment = buffer.attach(&peer).expect("one device");
     device.driver().stiff.store(true, Ordering::Release);
@@ -212,7 +213,7 @@ fn a_driver_that_refuses_a_window_is_heard_and_nothing_is_charged() {
     assert_eq!((device.stats().p2p_used_bytes, buffer.region()), (0, VRAM));
     device.driver().stiff.store(false, Ordering::Release);
     let map = map_all(&attachment);
-    assert_eq!((map.route(), device.stats().p2p_used_bytes), (Route::PeerToPeer, MIB));
+    assert_eq!((map.route(), device.stats().p2p_used_bytes), (Route::Declared, MIB));
     finished(verify(&device, &buffer, 1));
 }
 
@@ -243,7 +244,7 @@ fn a_peer_that_panics_when_it_is_told_takes_nobody_with_it() {
         }
     }
     let device = device();
-    let peer = device.join(Arc::new(Fainting));
+    let peer = device.join(Arc::new(Fainting)).expect("an importer that can be");
     let buffer = filled(&device, 3, 1);
     let map = mapped(&buffer, &peer);
     let evictor = filled(&device, 8, 2);

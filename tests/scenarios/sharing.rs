@@ -31,7 +31,7 @@ fn a_map_is_no_pin_the_peer_is_told_and_finds_the_bytes_again() {
     let buffer = filled(&device, 2, 1);
     let attachment = buffer.attach(&peer).expect("one device");
     let map = map_all(&attachment);
-    assert_eq!(way(&map, &buffer), (Route::PeerToPeer, VRAM));
+    assert_eq!(way(&map, &buffer), (Route::Declared, VRAM));
     expect_peer_reads(&device, &map, 1);
     let others = [2, 3].map(|seed| filled(&device, 2, seed));
     assert_eq!(buffer.region(), SYSTEM, "it was the least recently used");
@@ -39,7 +39,7 @@ fn a_map_is_no_pin_the_peer_is_told_and_finds_the_bytes_again() {
     assert!(!map.is_current());
     assert_eq!(peer.p2p_used(), Size::bytes(0));
     let again = map_all(&attachment);
-    assert_eq!(way(&again, &buffer), (Route::PeerToPeer, VRAM), "there is room in the BAR");
+    assert_eq!(way(&again, &buffer), (Route::Declared, VRAM), "there is room in the BAR");
     expect_peer_reads(&device, &again, 1);
     assert_eq!(device.stats().cpu_waits_in_validate, 0);
     for (seed, other) in (2..).zip(&others) {
@@ -187,7 +187,7 @@ fn what_the_bar_does_not_show_is_brought_where_it_does() {
     let buffer = filled(&device, 2, 1);
     assert!(!buffer.visible());
     let map = map_all(&buffer.attach(&peer).expect("one device"));
-    assert_eq!((map.route(), buffer.visible()), (Route::PeerToPeer, true));
+    assert_eq!((map.route(), buffer.visible()), (Route::Declared, true));
     assert!(!map.after().is_empty(), "the copy is queued, not waited for");
     expect_peer_reads(&device, &map, 1);
 }
@@ -200,7 +200,7 @@ fn a_part_that_the_bar_shows_is_mapped_where_it_is() {
     fill(&device, &buffer, 1).expect("room");
     let attachment = buffer.attach(&peer).expect("one device");
     let part = attachment.map(0..MIB).expect("the BAR shows it");
-    assert_eq!((part.route(), device.stats().moves), (Route::PeerToPeer, 0));
+    assert_eq!((part.route(), device.stats().moves), (Route::Declared, 0));
     expect_peer_reads(&device, &part, 1);
     let whole = attachment.map(0..2 * MIB).expect("in system memory");
     assert_eq!(whole.why_system(), Some(PeerReason::NoVisibleRoom), "its placement ends in the hidden part");
@@ -240,7 +240,7 @@ fn a_preferred_buffer_is_brought_from_gtt_into_the_bar() {
     fill(&device, &buffer, 1).expect("room");
     assert_eq!(buffer.region(), GTT);
     let map = map_all(&buffer.attach(&peer).expect("one device"));
-    assert_eq!(way(&map, &buffer), (Route::PeerToPeer, VRAM));
+    assert_eq!(way(&map, &buffer), (Route::Declared, VRAM));
     expect_peer_reads(&device, &map, 1);
 }
 
@@ -266,7 +266,7 @@ fn a_buffer_that_never_was_used_reads_as_zeros_through_a_map() {
     let (_nic, peer) = Nic::join("nic", &device);
     let buffer = vram_buffer(&device, 1);
     let map = map_all(&buffer.attach(&peer).expect("one device"));
-    assert_eq!(way(&map, &buffer), (Route::PeerToPeer, VRAM));
+    assert_eq!(way(&map, &buffer), (Route::Declared, VRAM));
     map.after().wait_timeout(FOREVER).expect("it is cleared");
     let addr = bar_addr(&map);
     let mut bytes = [1; 4096];
@@ -318,7 +318,7 @@ fn a_tag_that_changes_takes_away_the_maps_that_it_does_not_allow() {
     assert_eq!((in_system.is_current(), nic.was_told(), buffer.region()), (false, retagged, SYSTEM));
 
     let again = map_all(&attachment);
-    assert_eq!(way(&again, &buffer), (Route::PeerToPeer, VRAM));
+    assert_eq!(way(&again, &buffer), (Route::Declared, VRAM));
     expect_peer_reads(&device, &again, 1);
 }
 
@@ -365,7 +365,7 @@ fn through_windows_any_vram_is_mapped_where_it_is() {
     let attachment = buffer.attach(&peer).expect("one device");
     let parts = [0..MIB, 7 * MIB..8 * MIB].map(|range| attachment.map(range).expect("a window"));
     for part in &parts {
-        assert_eq!(part.route(), Route::PeerToPeer);
+        assert_eq!(part.route(), Route::Declared);
         expect_peer_reads(&device, part, 1);
     }
     assert_eq!((device.stats().moves, device.stats().p2p_used_bytes), (0, 2 * MIB));
@@ -388,7 +388,7 @@ fn bar_pages_that_a_peer_still_uses_show_something_else_only_behind_it() {
     let addr = bar_addr(&first);
     first.unmap_after(gate.fence().clone());
     let second = map_all(&buffers[1].attach(&peer).expect("one device"));
-    assert_eq!(second.route(), Route::PeerToPeer);
+    assert_eq!(second.route(), Route::Declared);
     assert!(!second.after().is_signaled(), "the pages are another's");
     device.driver().write_bar(addr, b"the last words").expect("the peer is not done");
     gate.open();

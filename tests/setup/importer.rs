@@ -2,15 +2,17 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use devpagemap::pagemap::Profile;
 use devpagemap::{
-    Attachment, BarAddr, Buffer, Device, Fence, Importer, InvalidateReason, Invalidated, Peer, PeerAddr,
-    PeerMap, RegionKind, Route, SoftwareGpu,
+    Access, Attachment, BarAddr, Buffer, Device, Fence, Importer, InvalidateReason, Invalidated, Peer,
+    PeerAddr, PeerMap, RegionKind, Route, SoftwareGpu,
 };
 
 use super::pattern;
 
 pub struct Nic {
     name: &'static str,
+    profile: Profile,
     /// Which buffer, and why.
     told: Mutex<Vec<(u64, InvalidateReason)>>,
     /// What it answers when it is told.
@@ -25,12 +27,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Nic {
     pub fn new(name: &'static str) -> Arc<Nic> {
-        Arc::new(Nic { name, told: Mutex::default(), answer: Mutex::default(), in_use: Mutex::default() })
+        Nic::like(name, Profile::dynamic())
+    }
+
+    fn like(name: &'static str, profile: Profile) -> Arc<Nic> {
+        let (told, answer, in_use) = Default::default();
+        Arc::new(Nic { name, profile, told, answer, in_use })
     }
 
     pub fn join(name: &'static str, device: &Device<SoftwareGpu>) -> (Arc<Nic>, Peer) {
-        let nic = Nic::new(name);
-        let peer = device.join(nic.clone());
+        Nic::join_as(name, Profile::dynamic(), device)
+    }
+
+    /// One that can and wants what `profile` says.
+    pub fn join_as(name: &'static str, profile: Profile, device: &Device<SoftwareGpu>) -> (Arc<Nic>, Peer) {
+        let nic = Nic::like(name, profile);
+        let peer = device.join(nic.clone()).expect("an importer that can be");
         (nic, peer)
     }
 
@@ -53,6 +65,10 @@ impl Importer for Nic {
         self.name
     }
 
+    fn profile(&self) -> Profile {
+        self.profile.clone()
+    }
+
     fn invalidate(&self, what: &Invalidated) -> Option<Fence> {
         lock(&self.told).push((what.buffer(), what.reason()));
         lock(&self.in_use).retain(PeerMap::is_current);
@@ -66,12 +82,52 @@ pub fn map_all(attachment: &Attachment) -> PeerMap {
     attachment.map(0..attachment.buffer().size().as_bytes()).expect("a place that a peer can reach")
 }
 
+/// A peer that says what it does and waits as it should reads the pattern of `seed` through this map.
+#[track_caller]
+pub fn peer_uses(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64) {
+    let before = map.begin(Access::Read).expect("the map is current");
+    before.wait_timeout(super::FOREVER).expect("the bytes arrive");
+    expect_mapped_bytes(device, map, seed);
+    map.end(Access::Read, &Fence::signaled()).expect("a slot");
+}
+
+/// A peer that says what it does and waits as it should writes the pattern of `seed` through this map.
+#[track_caller]
+pub fn peer_writes(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64) {
+    let before = map.begin(Access::Write).expect("the map is current");
+    before.wait_timeout(super::FOREVER).expect("the bytes arrive");
+    write_mapped_bytes(device, map, seed);
+    map.end(Access::Write, &Fence::signaled()).expect("a slot");
+}
+
+/// Writes the pattern of `seed` through the addresses of a map, whoever else does what.
+#[track_caller]
+pub fn write_mapped_bytes(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64) {
+    let mut offset = map.range().start;
+    for extent in map.extents() {
+        let mut bytes = vec![0; extent.len_bytes as usize];
+        pattern::write(seed, offset, &mut bytes);
+        let written = match extent.addr {
+            PeerAddr::Bar(addr) => device.driver().write_bar(addr, &bytes),
+            PeerAddr::System(addr) => device.driver().write_system(addr, &bytes),
+        };
+        written.expect("a mapped address is one");
+        offset += extent.len_bytes;
+    }
+}
+
 /// Fails unless a peer that waits as it should finds the pattern of `seed` through this map.
 #[track_caller]
 pub fn expect_peer_reads(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64) {
     map.after().wait_timeout(super::FOREVER).expect("the bytes arrive");
     // The work of others is its business too.
     map.buffer().fences().wait_timeout(super::FOREVER).expect("the writers are done");
+    expect_mapped_bytes(device, map, seed);
+}
+
+/// Fails unless the pattern of `seed` is behind the addresses of a map, whoever else does what.
+#[track_caller]
+pub fn expect_mapped_bytes(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64) {
     let mut offset = map.range().start;
     for extent in map.extents() {
         let mut bytes = vec![0xa5; extent.len_bytes as usize];
