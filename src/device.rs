@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use devpagemap_fence::{Held, lockdep};
 use devpagemap_migrate::MoveQueue;
@@ -17,13 +18,17 @@ use crate::driver::{Driver, MemoryLayout};
 use crate::error::Result;
 use crate::events::Events;
 use crate::manager::{Manager, Parts};
-use crate::pagemap::{Owner, Pagemap, Registry};
+use crate::pagemap::{Owner, Pagemap, Phase, Registry};
 use crate::region::{SystemRegion, VramRegion};
-use crate::share::{Importer, Pagemaps, Peer};
+use crate::share::{Importer, Pagemaps, Peer, RevokeReport};
 use crate::size::Size;
 use crate::stats::Stats;
 use crate::submit::Submission;
 use crate::topology::PciAddress;
+use crate::unplug::{Revoke, Unplug};
+
+/// Long enough for what a device has queued, short enough for who has pulled its plug.
+const REVOKE_BOUND: Duration = Duration::from_secs(5);
 
 /// One GPU's memory. Clones are the same device; it lives as long as a clone or a buffer of it.
 pub struct Device<D> {
@@ -59,6 +64,7 @@ impl<D: Driver> Device<D> {
             at: None,
             cpu_access: CpuAccess::default(),
             cpu_faults: CpuFaults::default(),
+            revoke_bound: REVOKE_BOUND,
         }
     }
 
@@ -133,6 +139,53 @@ impl<D: Driver> Device<D> {
         self.manager.wait_idle();
     }
 
+    /// Takes VRAM away from everybody, because the device is unplugged: importers are told, one buffer after the other, and what is
+    /// in VRAM moves to system memory, or is lost and said to be ([`Event::Lost`](crate::Event::Lost)). When this returns all have been
+    /// told and all copies are queued; [`Revoke::done`](crate::Revoke::done) signals when nobody uses VRAM any more. See `docs/revoke.md`.
+    ///
+    /// From the call on, whatever needs VRAM is an [`Error::Revoked`](crate::Error::Revoked): submissions, maps in the BAR, places
+    /// there. What is in system memory goes on working. An unplug while another is under way is that one; a surprise then makes
+    /// one of it.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`](crate::Error::Exhausted) when an orderly unplug finds no system memory for what is in VRAM: it is called off, and
+    /// nothing is lost. [`Error::Revoked`](crate::Error::Revoked) while the device is reset, [`Error::DeviceLost`](crate::Error::DeviceLost).
+    ///
+    /// # Panics
+    /// In debug builds, within a driver's hook, an importer's or a fence callback.
+    pub fn unplug(&self, how: Unplug) -> Result<Revoke> {
+        self.manager.unplug(how)
+    }
+
+    /// Resets the device: importers and CPU maps let go of VRAM, what is queued has [its time](DeviceBuilder::revoke_bound) to end,
+    /// then the driver [resets](Driver::reset) it and says whether VRAM has kept its bytes. If not, every buffer that had some there has
+    /// lost them ([`Event::Lost`](crate::Event::Lost)). The device can be used again when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Revoked`](crate::Error::Revoked) while it is unplugged or reset, [`Error::FenceSlots`](crate::Error::FenceSlots), and then nothing has
+    /// happened; what the driver says, and then the device is lost; [`Error::DeviceLost`](crate::Error::DeviceLost).
+    ///
+    /// # Panics
+    /// As [`Device::unplug`].
+    pub fn reset(&self) -> Result<RevokeReport> {
+        self.manager.reset()
+    }
+
+    /// The device that was unplugged is back. Buffers that were moved out come back to VRAM when they are used, those that lost bytes
+    /// stay lost. Nothing happens to a device that is there.
+    ///
+    /// # Errors
+    /// [`Error::Revoked`](crate::Error::Revoked) when VRAM is not all taken away yet, or an importer that did not let go in time may still use
+    /// windows in the BAR; what the driver says; [`Error::DeviceLost`](crate::Error::DeviceLost).
+    pub fn rearm(&self) -> Result<()> {
+        self.manager.rearm()
+    }
+
+    /// How far VRAM has been taken away.
+    pub fn phase(&self) -> Phase {
+        self.manager.revocation.phase()
+    }
+
     /// Says that the hardware is gone: unplugged, or beyond reset. There is no way back.
     ///
     /// CPU maps show [what they were told to](crate::AfterLoss) from now on, and whatever is asked of the device is an
@@ -173,6 +226,7 @@ pub struct DeviceBuilder<D> {
     at: Option<PciAddress>,
     cpu_access: CpuAccess,
     cpu_faults: CpuFaults,
+    revoke_bound: Duration,
 }
 
 impl<D: Driver> DeviceBuilder<D> {
@@ -232,6 +286,12 @@ impl<D: Driver> DeviceBuilder<D> {
         DeviceBuilder { cpu_faults, ..self }
     }
 
+    /// For how long none of those who use VRAM may let go, when it is taken away, before all of them are overdue
+    /// ([`Event::RevokeOverdue`](crate::Event::RevokeOverdue)) and waited for no more; 5 s unless told otherwise.
+    pub fn revoke_bound(self, bound: Duration) -> DeviceBuilder<D> {
+        DeviceBuilder { revoke_bound: bound, ..self }
+    }
+
     /// Maps the memory and starts the engines.
     ///
     /// # Errors
@@ -278,6 +338,7 @@ impl<D: Driver> DeviceBuilder<D> {
             cpu_access: self.cpu_access,
             queue: queue.build(),
             cpu_faults: self.cpu_faults,
+            revoke_bound: self.revoke_bound,
         });
         Ok(Device { manager, driver: PhantomData })
     }

@@ -4,13 +4,14 @@ use std::any::Any;
 use std::sync::Arc;
 
 use devpagemap_fence::{Fence, FenceSet};
-use devpagemap_migrate::{CopyEngine, CpuEngine, ExtentList, MemoryMap};
+use devpagemap_migrate::{CopyEngine, CpuEngine, Extent, ExtentList, MemoryMap};
 
 use crate::aperture::{Bar, BarAddr, BarMemory, WindowChange};
 use crate::backend::DeviceMemory;
 use crate::cpu::Caching;
 use crate::error::{Error, Result};
 use crate::region::RegionKind;
+use crate::unplug::VramContents;
 
 /// How a device's memory is laid out, as its builder was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +110,31 @@ pub trait Driver: Any + Send + Sync {
     fn rebind(&self, moved: &Moved<'_>) -> Result<Option<Fence>> {
         let _ = moved;
         Ok(None)
+    }
+
+    /// Whether bytes of VRAM can still be read, after the device was unplugged [without notice](crate::Unplug::Surprise). They cannot,
+    /// unless the driver knows better: what a bus answers for a device that is gone looks like bytes.
+    fn is_readable(&self, extent: &Extent) -> bool {
+        let _ = extent;
+        false
+    }
+
+    /// Resets the device. Importers, jobs and moves have been told and have had their time; what still runs ends here, and its
+    /// fences signal or fail. Called by [`Device::reset`](crate::Device::reset), with no lock held.
+    ///
+    /// # Errors
+    /// The device is beyond reset, and lost.
+    fn reset(&self) -> Result<VramContents> {
+        Err(Error::Unsupported { what: "this driver resets nothing" })
+    }
+
+    /// The device that was unplugged is back; its VRAM may hold anything. Called by [`Device::rearm`](crate::Device::rearm), with no
+    /// lock held.
+    ///
+    /// # Errors
+    /// The device stays away.
+    fn rearm(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Points pages of a BAR of windows at pages of VRAM, or at nothing; the whole change, or none of it. Queue it behind

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use devpagemap_fence::{FenceError, LockError, SlotsExhausted};
 
 use crate::aperture::{BarAddr, BarLimit};
+use crate::pagemap::UnderRevoke;
 use crate::region::RegionKind;
 use crate::size::Size;
 
@@ -277,6 +278,12 @@ impl From<LockError> for Error {
 impl From<FenceError> for Error {
     fn from(error: FenceError) -> Error {
         Error::FenceFailed(error)
+    }
+}
+
+impl From<UnderRevoke> for Error {
+    fn from(under: UnderRevoke) -> Error {
+        Error::Revoked { what: "the device's VRAM".into(), why: under.cause.text() }
     }
 }
 

@@ -46,6 +46,7 @@
 //! | to run work on buffers | [`Device::submit`], [`Job`] |
 //! | to reach bytes from the CPU | [`Buffer::read_at`], [`Buffer::write_at`], [`Buffer::map`], [`CpuAccess`] |
 //! | to limit what peers use of the BAR | [`DeviceBuilder::p2p_limits`], [`Device::client`] |
+//! | to take a device away, or reset it | [`Device::unplug`], [`Device::reset`], [`Device::rearm`] |
 //! | to know what happened, and why | [`Device::stats`], [`Device::events`], [`Error`] |
 //!
 //! # Locks
@@ -73,6 +74,7 @@ mod submit;
 pub mod topology;
 #[cfg(not(any(loom, shuttle)))]
 mod uapi;
+mod unplug;
 
 pub use aperture::{
     Bar, BarAddr, BarExtent, BarMemory, PinnedWindow, Window, WindowChange, WindowEntry, Zap,
@@ -95,11 +97,13 @@ pub use events::{Event, Events, PeerReason};
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
 pub use share::{
-    Attachment, Importer, InvalidateReason, Invalidated, Peer, PeerAddr, PeerExtent, PeerMap, PeerMapRequest,
+    Attachment, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer, PeerAddr, PeerExtent,
+    PeerMap, PeerMapRequest, RevokeReport,
 };
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};
+pub use unplug::{Revoke, Unplug, VramContents};
 
 pub use devpagemap_fence as fence;
 pub use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};

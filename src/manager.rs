@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use devpagemap_allocator::PAGE_BYTES;
 #[cfg(not(any(loom, shuttle)))]
@@ -10,21 +10,23 @@ use devpagemap_fence::Watchdog;
 use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::sync::atomic::AtomicBool;
 use devpagemap_fence::sync::thread::Builder;
-use devpagemap_fence::{Fence, FenceError, FenceSet, Held, Lock, Slot, Timeline, Usage, in_callback, levels};
+use devpagemap_fence::{
+    Fence, FenceError, FenceSet, Held, Lock, Outside, Slot, Timeline, Usage, Watched, in_callback, levels,
+};
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
 use crate::aperture::{Ledger, Marks, Windows};
 use crate::backend::DeviceMemory;
-use crate::bo::{CpuAccess, EvictionPolicy, Placement, Transaction};
+use crate::bo::{CpuAccess, EvictionPolicy, Placement, Transaction, WeakBuffer};
 use crate::client::ClientAccount;
 use crate::cpu::{Caching, CpuFaults, Faults};
 use crate::driver::{Driver, Moved};
 use crate::error::{Error, Result};
 use crate::events::Hub;
-use crate::outstanding::Outstanding;
-use crate::pagemap::Subscription;
+use crate::outstanding::{Leaving, Outstanding};
+use crate::pagemap::{Revocation, Subscription};
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
-use crate::share::{Pagemaps, PinWatch, Promoter, SharedBuffers, ShortPins};
+use crate::share::{Drain, Pagemaps, PinWatch, Promoter, SharedBuffers, ShortPins};
 use crate::stats::{Counters, Reasons, Stats};
 
 /// The inner side of a [`Device`](crate::Device). Buffers keep it alive.
@@ -71,6 +73,12 @@ pub(crate) struct Manager {
     pub(crate) faults: Arc<Faults>,
     /// Whether it was declared lost. Set once.
     pub(crate) lost: AtomicBool,
+    /// Whether VRAM may be used. An atomic.
+    pub(crate) revocation: Revocation,
+    /// The revoke that is under way, or the last one. Its own lock.
+    pub(crate) revoking: Outside<Option<Arc<Drain>>>,
+    /// For how long nobody may let go before all are overdue. Constant.
+    pub(crate) revoke_bound: Duration,
     /// Atomics.
     pub(crate) counters: Counters,
     /// Its own lock.
@@ -129,6 +137,7 @@ pub(crate) struct Parts {
     pub(crate) cpu_access: CpuAccess,
     pub(crate) queue: MoveQueue,
     pub(crate) cpu_faults: CpuFaults,
+    pub(crate) revoke_bound: Duration,
 }
 
 impl Manager {
@@ -166,6 +175,9 @@ impl Manager {
             outstanding: Lock::new("outstanding fences", Outstanding::new()),
             faults: Faults::new(parts.cpu_faults),
             lost: AtomicBool::new(false),
+            revocation: Revocation::new(),
+            revoking: Outside::new("revoke under way", None),
+            revoke_bound: parts.revoke_bound,
             counters: Counters::default(),
             reasons: Reasons::new(),
             next_buffer_id: AtomicU64::new(1),
@@ -241,11 +253,20 @@ impl Manager {
             }
             Operation::Clear { .. } => Counters::add(&self.counters.cleared_bytes, buffer.footprint_bytes),
         }
+        let leaves_vram = from == Some(RegionKind::Vram) && new.region != RegionKind::Vram;
+        let source = match &request.operation {
+            Operation::Copy { src, .. } if leaves_vram => Some(src.clone()),
+            _ => None,
+        };
         let (set, mut held) = transaction.exec.split();
         let _signalling = Signalling::begin();
         let fence = self.queue().submit(request, &mut held);
         #[cfg(not(loom_mutant = "moves_are_not_remembered"))]
         self.remember(&fence, &mut held);
+        if let Some(from) = source {
+            let leaving = Leaving { buffer: WeakBuffer::of(&buffer), from, fence: fence.clone() };
+            self.outstanding.lock(&mut held).add_leaving(leaving);
+        }
         set.add_fence(slot, fence.clone(), Usage::Kernel);
         let after = FenceSet::from(fence.clone());
         let moved = Moved { buffer: buffer.id(), from, to: new.region, extents: &new.extents, after: &after };
@@ -273,6 +294,26 @@ impl Manager {
     pub(crate) fn remember(&self, fence: &Fence, held: &mut Held<'_, levels::Tickets>) {
         self.outstanding.lock(held).add(fence.clone());
     }
+
+    /// Everything that was queued before this call.
+    pub(crate) fn queued_so_far(&self) -> FenceSet {
+        self.outstanding.lock(&mut Held::in_destructor()).so_far()
+    }
+
+    /// The buffers that are on their way out of VRAM now.
+    pub(crate) fn leaving(&self) -> Vec<Leaving> {
+        self.outstanding.lock(&mut Held::in_destructor()).leaving()
+    }
+
+    /// Has the watchdog look after something.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn watch(&self, watched: Weak<dyn Watched>) {
+        self.engines().watchdog.watch(watched);
+    }
+
+    /// A model has no clock: it says itself what the watchdog would see.
+    #[cfg(any(loom, shuttle))]
+    pub(crate) fn watch(&self, _watched: Weak<dyn Watched>) {}
 
     /// Waits on the CPU, and counts it.
     ///
@@ -325,6 +366,7 @@ impl Manager {
             stats.vram_pending_bytes = state.heap.ghost_bytes();
             stats.vram_ghosts = state.heap.ghost_count() as u64;
             stats.vram_pinned_bytes = state.lru.pinned_bytes();
+            stats.vram_quarantined_bytes = state.quarantined_bytes;
         }
         let state = self.system.state.lock(&mut held);
         stats.gtt_used_bytes = state.gtt_used_bytes;

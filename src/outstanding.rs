@@ -1,9 +1,13 @@
-//! What an idle device has behind it: the last fence of every timeline that work was queued to.
+//! What an idle device has behind it: the last fence of every timeline that work was queued to. And which buffers are on their way
+//! out of VRAM: who takes the device away has to know whose bytes are in a copy that may go wrong.
 //!
 //! Drivers may use a timeline for ever or make a new one for each job, so what has signalled is dropped whenever the set has
 //! doubled. That costs a constant per fence, and the set stays as small as what is really outstanding.
 
 use devpagemap_fence::{Fence, FenceSet};
+use devpagemap_migrate::ExtentList;
+
+use crate::bo::WeakBuffer;
 
 /// Below this many fences nothing is dropped.
 const SMALL: usize = 64;
@@ -13,11 +17,37 @@ const SMALL: usize = 64;
 pub(crate) struct Outstanding {
     fences: FenceSet,
     prune_at: usize,
+    leaving: Vec<Leaving>,
+    prune_leaving_at: usize,
+}
+
+/// A buffer whose bytes are being copied out of VRAM.
+#[derive(Clone, Debug)]
+pub(crate) struct Leaving {
+    pub(crate) buffer: WeakBuffer,
+    /// Where they are copied from.
+    pub(crate) from: ExtentList,
+    /// The copy's.
+    pub(crate) fence: Fence,
 }
 
 impl Outstanding {
     pub(crate) fn new() -> Outstanding {
-        Outstanding { fences: FenceSet::new(), prune_at: SMALL }
+        let (fences, leaving) = (FenceSet::new(), Vec::new());
+        Outstanding { fences, prune_at: SMALL, leaving, prune_leaving_at: SMALL }
+    }
+
+    pub(crate) fn add_leaving(&mut self, leaving: Leaving) {
+        self.leaving.push(leaving);
+        if self.leaving.len() >= self.prune_leaving_at {
+            self.leaving.retain(|leaving| !leaving.fence.is_signaled());
+            self.prune_leaving_at = SMALL.max(2 * self.leaving.len());
+        }
+    }
+
+    /// The buffers that are on their way out of VRAM now.
+    pub(crate) fn leaving(&self) -> Vec<Leaving> {
+        self.leaving.iter().filter(|leaving| !leaving.fence.is_signaled()).cloned().collect()
     }
 
     pub(crate) fn add(&mut self, fence: Fence) {

@@ -38,6 +38,8 @@ macro_rules! counters {
             pub vram_ghosts: u64,
             /// Bytes of VRAM that are pinned.
             pub vram_pinned_bytes: u64,
+            /// Bytes of VRAM that are never used again, as somebody did not let go of them when VRAM was taken away.
+            pub vram_quarantined_bytes: u64,
             /// Bytes of the BAR that peers have mapped now.
             pub p2p_used_bytes: u64,
             /// Bytes of the BAR that peers have given back and may use until fences signal.
@@ -129,7 +131,15 @@ counters! {
     /// Their bytes.
     staged_copied_bytes,
     /// Attachments that were taken away from importers that cannot be told to let go.
-    revocations,
+    revoked_attachments,
+    /// How often VRAM was taken away.
+    revokes,
+    /// Importers, and timelines of work, that did not let go of it in time.
+    revoke_overdue,
+    /// Buffers that lost bytes when it was.
+    lost_buffers,
+    /// Those bytes.
+    lost_bytes,
     /// How often a CPU thread had to wait for a fence.
     fence_waits,
     /// How often it waited while placing or evicting buffers. Zero, by design.

@@ -90,7 +90,8 @@ impl<D: Driver> Submission<D> {
     ///
     /// # Errors
     /// Why a buffer could not be brought in ([`Error::Exhausted`], [`Error::Fragmented`], [`Error::TooLarge`],
-    /// [`Error::Pinned`], [`Error::FenceFailed`] for one that is lost), [`Error::ForeignBuffer`], or what `queue` said.
+    /// [`Error::Pinned`], [`Error::FenceFailed`] for one that is lost), [`Error::ForeignBuffer`], [`Error::Revoked`] while VRAM is
+    /// [taken away](crate::Device::unplug), or what `queue` said.
     pub fn run(self, queue: impl FnOnce(&D, &Job<'_>) -> Result<Fence>) -> Result<Fence> {
         let Submission { manager, uses, known, after, .. } = self;
         if let Some((stranger, _)) = uses.iter().find(|(buffer, _)| !Arc::ptr_eq(&buffer.manager, &manager)) {
@@ -100,6 +101,7 @@ impl<D: Driver> Submission<D> {
         let buffers: Vec<_> = uses.iter().map(|(buffer, _)| buffer.clone()).collect();
         let mut queue = Some(queue);
         manager.transact(&buffers, |transaction| {
+            transaction.check_may_use_vram()?;
             for index in 0..uses.len() {
                 transaction.validate_for_gpu(transaction.member(index))?;
             }

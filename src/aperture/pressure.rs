@@ -156,8 +156,8 @@ impl Manager {
             Event::Promoted { .. } => Some(&self.counters.promotions),
             Event::FellBack { .. } => Some(&self.counters.p2p_fallbacks),
             Event::Refused { .. } => Some(&self.counters.p2p_refusals),
-            Event::Revoked { .. } => Some(&self.counters.revocations),
-            Event::BarPressure { .. } | Event::BarRelief { .. } | Event::Missed { .. } => None,
+            Event::AttachmentRevoked { .. } => Some(&self.counters.revoked_attachments),
+            _ => None,
         };
         counter.into_iter().for_each(Counters::count);
         if let Some(reason) = event.counted_as() {

@@ -44,8 +44,10 @@ impl Buffer {
         self.check_range("a window", &bytes)?;
         let pages = pages_of(&bytes);
         let shown = {
+            let (_pass, reach) = self.0.manager.enter()?;
             let mut held = Held::enter();
             let mut state = self.0.reservation.lock(&mut held);
+            reach.check(&state)?;
             match state.windows.find(&pages) {
                 Some(loan) => return Ok(Window::of_one_piece(bytes, loan)),
                 None => {

@@ -21,6 +21,7 @@ use crate::cpu::Caching;
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::{Error, Result};
 use crate::submit::Job;
+use crate::unplug::VramContents;
 
 /// A GPU that exists in this process only. Give it to [`Device::builder`](crate::Device::builder), once.
 pub struct SoftwareGpu {
@@ -219,6 +220,11 @@ impl Driver for SoftwareGpu {
 
     fn vram_caching(&self) -> Caching {
         self.vram_caching
+    }
+
+    /// Its threads end what they do by themselves, and its memory is the process's.
+    fn reset(&self) -> Result<VramContents> {
+        Ok(VramContents::Kept)
     }
 
     fn is_engine_thread(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Buffer objects: what they are, where they may be, how they get there, how they leave.
 
 mod cpu_hint;
+mod evacuate;
 mod evict;
 mod gtt;
 mod homes;
@@ -24,5 +25,6 @@ pub use reach::CpuAccess;
 
 pub(crate) use object::{Away, BoState, BufferObject};
 pub(crate) use reach::{CpuWish, Reached};
+pub(crate) use transact::Reach;
 pub(crate) use validate::{Found, Pass, Transaction};
 pub(crate) use weak::WeakBuffer;

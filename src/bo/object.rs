@@ -92,6 +92,10 @@ impl BoState {
         self.resource.as_ref().map(|resource| resource.region)
     }
 
+    pub(crate) fn is_in_vram(&self) -> bool {
+        self.region() == Some(RegionKind::Vram)
+    }
+
     /// # Errors
     /// [`Error::FenceFailed`] when a move that has ended lost the bytes.
     pub(crate) fn check_not_lost(&self) -> Result<()> {

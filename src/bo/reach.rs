@@ -274,6 +274,7 @@ fn fallback_reason(refused: &Error) -> Option<&'static str> {
         Error::Fragmented { region: RegionKind::Vram, .. } => {
             Some("cpu map: the visible part of VRAM is fragmented; served from system memory")
         }
+        Error::Revoked { .. } => Some("cpu map: VRAM was taken away; served from system memory"),
         Error::ApertureFull { .. } => {
             Some("cpu map: users of windows keep all of the BAR; served from system memory")
         }

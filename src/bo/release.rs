@@ -13,13 +13,7 @@ impl Manager {
     pub(crate) fn retire(&self, resource: Resource, fences: FenceSet) {
         let mut held = Held::in_destructor();
         match resource.region {
-            RegionKind::Vram => {
-                let ghost = {
-                    let mut state = self.vram.state.lock(&mut held);
-                    self.vram.retire(&mut state, &resource, fences)
-                };
-                self.reap_when_signaled(RegionKind::Vram, ghost);
-            }
+            RegionKind::Vram => drop(self.retire_from_vram(&resource, fences)),
             RegionKind::Gtt | RegionKind::System => {
                 let mut state = self.system.state.lock(&mut held);
                 state.leave(resource.region, resource.len_bytes(), resource.node);
@@ -27,6 +21,18 @@ impl Manager {
                 self.give_back_system(resource.spans, fences, &mut held);
             }
         }
+    }
+
+    /// The same for one in VRAM; names the ghost that it leaves, if it leaves one.
+    pub(crate) fn retire_from_vram(&self, resource: &Resource, fences: FenceSet) -> Option<GhostId> {
+        let ghost = {
+            let mut held = Held::in_destructor();
+            let mut state = self.vram.state.lock(&mut held);
+            self.vram.retire(&mut state, resource, fences)
+        };
+        let id = ghost.as_ref().map(|ghost| ghost.id);
+        self.reap_when_signaled(RegionKind::Vram, ghost);
+        id
     }
 
     /// Frees system pages that are counted nowhere, behind `fences`.
@@ -95,7 +101,7 @@ impl Manager {
 
     /// Ends a pin.
     pub(crate) fn unpin(&self, pin: Pin) {
-        self.with_lru(pin.region, &mut Held::in_destructor(), |lru| lru.unpin(pin.node));
+        self.with_lru(pin.region, &mut Held::in_destructor(), |lru| lru.unpin(pin.node, pin.serial));
     }
 
     /// Runs `body` on the LRU of VRAM or of GTT, under its region lock.

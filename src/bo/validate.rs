@@ -17,6 +17,7 @@ use devpagemap_fence::sync::atomic::Ordering;
 use devpagemap_fence::{Exec, Fence, FenceSet, Slot, Usage, lockdep};
 use devpagemap_migrate::{MoveRequest, Operation, Urgency};
 
+use super::transact::Reach;
 use super::{Away, BufferObject, Place, Placement};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
@@ -31,6 +32,8 @@ pub(super) const FENCES_PER_BUFFER: usize = 5;
 pub(crate) struct Transaction<'t, 'h, 'o> {
     pub(crate) manager: &'t Arc<Manager>,
     pub(crate) exec: &'t mut Exec<'h, 'o, BufferObject>,
+    /// What of the device it may use.
+    pub(crate) reach: Reach<'t>,
     /// The buffers that the caller asked for, in its order; other locked ones are victims.
     pub(crate) members: Vec<Slot>,
     /// Why what is copied now is copied, if for the sake of visibility.
@@ -79,8 +82,9 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         manager: &'t Arc<Manager>,
         exec: &'t mut Exec<'h, 'o, BufferObject>,
         members: Vec<Slot>,
+        reach: Reach<'t>,
     ) -> Self {
-        Transaction { manager, exec, members, moving_for: None, reason: InvalidateReason::Moved }
+        Transaction { manager, exec, reach, members, moving_for: None, reason: InvalidateReason::Moved }
     }
 
     /// The slot of the caller's `index`th buffer.
@@ -211,6 +215,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         self.check_not_pinned(slot, buffer)?;
         match place.region {
             RegionKind::Vram => {
+                self.check_may_use_vram()?;
                 self.manager.vram.check_fits(place, buffer.footprint_bytes)?;
                 if let Some(found) = self.take_free_vram(buffer, place) {
                     return Ok(Some(found));
@@ -258,7 +263,12 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
     }
 
     /// Pages in system memory; the ones it has, if it is there already.
-    fn take_system(&mut self, slot: Slot, buffer: &Arc<BufferObject>, region: RegionKind) -> Result<Found> {
+    pub(super) fn take_system(
+        &mut self,
+        slot: Slot,
+        buffer: &Arc<BufferObject>,
+        region: RegionKind,
+    ) -> Result<Found> {
         if self.region(slot).is_some_and(|here| here != RegionKind::Vram) {
             return Ok(Found::SamePages(region));
         }
@@ -384,8 +394,8 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
     pub(crate) fn pin(&mut self, slot: Slot) -> Option<Pin> {
         let (set, mut held) = self.exec.split();
         let resource = set.state(slot).resource.as_ref()?;
-        let pin = Pin { region: resource.region, node: resource.node? };
-        self.manager.with_lru(pin.region, &mut held, |lru| lru.pin(pin.node));
-        Some(pin)
+        let (region, node) = (resource.region, resource.node?);
+        let serial = self.manager.with_lru(region, &mut held, |lru| lru.pin(node));
+        Some(Pin { region, node, serial })
     }
 }

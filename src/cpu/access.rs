@@ -103,10 +103,13 @@ impl Buffer {
         mut body: impl FnMut(&mut BoState, &mut Held<'_, levels::Tickets>) -> Result<O>,
     ) -> Result<O> {
         loop {
-            self.0.manager.check_present()?;
             let outstanding = {
+                let (_pass, reach) = self.0.manager.enter()?;
                 let mut held = Held::enter();
                 let mut state: Locked<'_, BoState> = self.0.reservation.lock(&mut held);
+                reach.check(&state)?;
+                // What is lost already need not be waited for.
+                state.check_not_lost()?;
                 let outstanding = state.fences(usage);
                 if outstanding.is_signaled() || cfg!(loom_mutant = "cpu_does_not_wait_for_moves") {
                     state.check_not_lost()?;

@@ -91,8 +91,10 @@ impl Buffer {
     }
 
     fn queue_bounce(&self, offset_bytes: u64, bounce: &Bounce, direction: Direction) -> Result<Fence> {
+        let (_pass, reach) = self.0.manager.enter()?;
         let mut held = Held::enter();
         let mut state: Locked<'_, BoState> = self.0.reservation.lock(&mut held);
+        reach.check(&state)?;
         state.check_not_lost()?;
         state.reserve_fences(1)?;
         let resource = state.resource.as_ref().expect("a buffer keeps some resource once it has one");

@@ -245,6 +245,8 @@ impl Faults {
                 mapping.lose(&mut Held::enter());
                 Brought::Settled
             }
+            // It is taken out of VRAM, or VRAM is given back: in a moment it is somewhere.
+            Err(Error::Revoked { .. }) => Brought::Contended,
             Err(error) => {
                 tracing::error!(buffer = buffer.id(), %error, "a touched page cannot be shown: SIGBUS");
                 let mut held = Held::enter();

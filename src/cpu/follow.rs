@@ -48,6 +48,29 @@ impl Transaction<'_, '_, '_> {
         }
     }
 
+    /// The same for a buffer that stays where it is: mappings whose touches cannot sleep go on showing its bytes.
+    pub(crate) fn zap_watched_mappings(&mut self, slot: Slot) {
+        let mut mappings = self.exec.set().state(slot).followers.alive();
+        mappings.retain(|mapping| mapping.space.is_watched());
+        let (_, mut held) = self.exec.split();
+        mappings.iter().for_each(|mapping| mapping.zap(&mut held));
+    }
+
+    /// The buffer moves although it is pinned: mappings that rely on that show their loss.
+    pub(crate) fn end_pinned_mappings(&mut self, slot: Slot) {
+        let mut mappings = self.exec.set().state(slot).followers.alive();
+        mappings.retain(|mapping| !mapping.space.is_watched());
+        let (_, mut held) = self.exec.split();
+        mappings.iter().for_each(|mapping| mapping.lose(&mut held));
+    }
+
+    /// The buffer's bytes are lost: every mapping of it shows that.
+    pub(crate) fn lose_mappings(&mut self, slot: Slot) {
+        let mappings = self.exec.set().state(slot).followers.alive();
+        let (_, mut held) = self.exec.split();
+        mappings.iter().for_each(|mapping| mapping.lose(&mut held));
+    }
+
     /// Tells every mapping where the buffer's bytes are from now on.
     pub(crate) fn settle_mappings(&mut self, slot: Slot) {
         for mapping in self.exec.set().state(slot).followers.alive() {

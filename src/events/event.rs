@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::aperture::{BarLimit, PressureLevel};
+use crate::pagemap::RevokeCause;
 
 /// Why a peer does not get the BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,13 +118,45 @@ pub enum Event {
         missing_pages: u64,
     },
     /// An attachment was taken away from an importer that cannot be told to let go otherwise.
-    Revoked {
+    AttachmentRevoked {
         /// The buffer.
         buffer: u64,
         /// The importer.
         importer: Arc<str>,
         /// Why.
         why: &'static str,
+    },
+    /// VRAM was taken away, and nobody uses it any more but those who are overdue.
+    Revoked {
+        /// Why.
+        cause: RevokeCause,
+        /// How many buffers lost bytes. There is an event for each.
+        lost: usize,
+        /// How many did not let go in time. There is an event for each.
+        overdue: usize,
+    },
+    /// Somebody was told to let go and did not in time; nobody waits for it any more.
+    RevokeOverdue {
+        /// An importer, or the timeline of work that did not end.
+        who: Arc<str>,
+        /// Which buffer it was told about; `None` for work of the device's own.
+        buffer: Option<u64>,
+        /// How many bytes of VRAM nobody is given again because of that.
+        quarantined_bytes: u64,
+    },
+    /// A buffer has lost bytes, and says so to whoever asks for them.
+    Lost {
+        /// The buffer.
+        buffer: u64,
+        /// How many bytes.
+        bytes: u64,
+        /// Why.
+        why: Arc<str>,
+    },
+    /// VRAM that was taken away can be used again.
+    Rearmed {
+        /// How often that has happened.
+        epoch: u32,
     },
     /// The subscriber did not keep up, and the oldest events were dropped.
     Missed {
@@ -142,8 +175,12 @@ impl Event {
             Event::BarPressure { .. }
             | Event::BarRelief { .. }
             | Event::Promoted { .. }
+            | Event::Revoked { .. }
+            | Event::RevokeOverdue { .. }
+            | Event::Lost { .. }
+            | Event::Rearmed { .. }
             | Event::Missed { .. } => return None,
-            Event::Revoked { why, .. } => return Some(format!("attachment revoked: {why}")),
+            Event::AttachmentRevoked { why, .. } => return Some(format!("attachment revoked: {why}")),
         };
         Some(format!("{what}: {}", reason.kind()))
     }
@@ -171,9 +208,24 @@ impl fmt::Display for Event {
             Event::Refused { buffer, importer, reason, missing_pages } => {
                 write!(f, "buffer {buffer} refused to {importer}: {reason}; {missing_pages} pages missing")
             }
-            Event::Revoked { buffer, importer, why } => {
+            Event::AttachmentRevoked { buffer, importer, why } => {
                 write!(f, "buffer {buffer} taken away from {importer}: {why}")
             }
+            Event::Revoked { cause, lost, overdue } => {
+                write!(
+                    f,
+                    "VRAM revoked, as {cause}: {lost} buffers lost bytes, {overdue} did not let go in time"
+                )
+            }
+            Event::RevokeOverdue { who, buffer, quarantined_bytes } => {
+                match buffer {
+                    Some(buffer) => write!(f, "{who} did not let go of buffer {buffer} in time")?,
+                    None => write!(f, "{who} did not end in time")?,
+                }
+                write!(f, "; {quarantined_bytes} bytes of VRAM are not used again")
+            }
+            Event::Lost { buffer, bytes, why } => write!(f, "buffer {buffer} lost {bytes} bytes: {why}"),
+            Event::Rearmed { epoch } => write!(f, "VRAM can be used again, for the {epoch}. time"),
             Event::Missed { count } => write!(f, "{count} events missed"),
         }
     }

@@ -109,8 +109,8 @@ impl Ghosts {
         Ghost { spans: taken, fences: ghost.fences }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Ghost> {
-        self.by_age.values()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (GhostId, &Ghost)> {
+        self.by_age.iter().map(|(id, ghost)| (*id, ghost))
     }
 
     /// The ghosts whose fences have signalled.

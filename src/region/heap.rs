@@ -198,6 +198,11 @@ impl Heap {
         self.ghosts.remove(id).map(|ghost| ghost.spans)
     }
 
+    /// All ghosts, with what they wait for.
+    pub(crate) fn ghosts(&self) -> impl Iterator<Item = (GhostId, &FenceSet)> {
+        self.ghosts.iter().map(|(id, ghost)| (id, &ghost.fences))
+    }
+
     /// The ghosts whose fences have signalled.
     pub(crate) fn signalled_ghosts(&self) -> Vec<GhostId> {
         self.ghosts.signalled()
@@ -214,7 +219,7 @@ impl Heap {
 
     /// The bytes that could be had without evicting anybody, in address order, merged.
     pub(crate) fn free_spans(&self) -> Vec<Span> {
-        let ghosts = self.ghosts.iter().flat_map(|ghost| ghost.spans.iter().copied());
+        let ghosts = self.ghosts.iter().flat_map(|(_, ghost)| ghost.spans.iter().copied());
         let mut all: Vec<Span> = self.buddy.free_spans().chain(ghosts).collect();
         merge_adjacent(&mut all);
         all

@@ -22,12 +22,17 @@ use crate::bo::{BufferObject, WeakBuffer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeKey(usize);
 
-/// One pin of one resource, to be undone where it was made.
+/// One pin of one resource, to be undone where it was made. It ends with the resource, too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pin {
     pub(crate) region: RegionKind,
     pub(crate) node: NodeKey,
+    pub(crate) serial: Serial,
 }
+
+/// Tells a node from all that ever had its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Serial(u64);
 
 /// What the LRU knows about one resident buffer, so that a walk needs no reservation to choose.
 #[derive(Debug)]
@@ -46,6 +51,8 @@ pub(crate) struct Node {
     pub(crate) cpu_works_on_it: bool,
     /// How often it is pinned; off the lists while above zero. The region lock.
     pins: u32,
+    /// Set when it is inserted, then constant.
+    serial: Serial,
     /// The region lock.
     prev: Option<usize>,
     /// The region lock.
@@ -70,6 +77,7 @@ impl Node {
             priority,
             cpu_works_on_it: false,
             pins: 0,
+            serial: Serial(0),
             prev: None,
             next: None,
         }
@@ -91,20 +99,28 @@ pub(crate) struct Lru {
     lists: [List; PRIORITIES],
     /// Bytes of pinned nodes. The region lock.
     pinned_bytes: u64,
+    /// How many nodes there ever were. The region lock.
+    next_serial: u64,
 }
 
 impl Lru {
     /// Adds a resource as the most recently used of its priority.
     pub(crate) fn insert(&mut self, node: Node) -> NodeKey {
-        let key = self.nodes.insert(node);
+        let key = self.add(node);
         self.link_last(key);
         NodeKey(key)
+    }
+
+    fn add(&mut self, node: Node) -> usize {
+        let serial = Serial(self.next_serial);
+        self.next_serial += 1;
+        self.nodes.insert(Node { serial, ..node })
     }
 
     /// Adds a resource with the age of `old`, one of the same priority that is not pinned.
     pub(crate) fn insert_beside(&mut self, node: Node, NodeKey(old): NodeKey) -> NodeKey {
         debug_assert_eq!((self.nodes[old].priority, self.nodes[old].pins), (node.priority, 0));
-        let key = self.nodes.insert(node);
+        let key = self.add(node);
         let next = self.nodes[old].next.replace(key);
         self.nodes[key].prev = Some(old);
         self.nodes[key].next = next;
@@ -147,17 +163,18 @@ impl Lru {
     }
 
     /// Keeps it from being evicted until as many [`Lru::unpin`]s.
-    pub(crate) fn pin(&mut self, NodeKey(key): NodeKey) {
+    pub(crate) fn pin(&mut self, NodeKey(key): NodeKey) -> Serial {
         if self.nodes[key].pins == 0 {
             self.unlink(key);
             self.pinned_bytes += self.nodes[key].len_bytes;
         }
         self.nodes[key].pins += 1;
+        self.nodes[key].serial
     }
 
-    /// Undoes one [`Lru::pin`].
-    pub(crate) fn unpin(&mut self, NodeKey(key): NodeKey) {
-        let node = &mut self.nodes[key];
+    /// Undoes one [`Lru::pin`], unless the node has gone with it: whoever takes a device away takes what is pinned too.
+    pub(crate) fn unpin(&mut self, NodeKey(key): NodeKey, serial: Serial) {
+        let Some(node) = self.nodes.get_mut(key).filter(|node| node.serial == serial) else { return };
         debug_assert!(node.pins > 0, "buffer {} is unpinned more often than pinned", node.id);
         node.pins -= 1;
         if node.pins == 0 {
@@ -179,6 +196,11 @@ impl Lru {
         self.lists.iter().flat_map(|list| {
             std::iter::successors(list.head, |key| self.nodes[*key].next).map(|key| &self.nodes[key])
         })
+    }
+
+    /// Everything, pinned or not.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().map(|(_, node)| node)
     }
 
     fn link_last(&mut self, key: usize) {
@@ -246,12 +268,12 @@ mod tests {
         let mut lru = Lru::default();
         let pinned = lru.insert(node(1, 0));
         lru.insert(node(2, 0));
-        lru.pin(pinned);
-        lru.pin(pinned);
+        let serial = lru.pin(pinned);
+        assert_eq!(lru.pin(pinned), serial);
         assert_eq!((order(&lru), lru.pinned_bytes()), (vec![2], 4096));
-        lru.unpin(pinned);
+        lru.unpin(pinned, serial);
         assert_eq!(order(&lru), [2]);
-        lru.unpin(pinned);
+        lru.unpin(pinned, serial);
         assert_eq!((order(&lru), lru.pinned_bytes()), (vec![2, 1], 0));
     }
 
@@ -262,10 +284,10 @@ mod tests {
         lru.set_priority(keys[0], 3);
         lru.set_priority(keys[2], 0);
         assert_eq!(order(&lru), [2, 1, 0]);
-        lru.pin(keys[1]);
+        let serial = lru.pin(keys[1]);
         lru.set_priority(keys[1], 0);
         assert_eq!(order(&lru), [2, 0]);
-        lru.unpin(keys[1]);
+        lru.unpin(keys[1], serial);
         assert_eq!(order(&lru), [2, 1, 0]);
     }
 
@@ -280,5 +302,19 @@ mod tests {
         lru.pin(keys[1]);
         lru.remove(keys[1]);
         assert_eq!((order(&lru), lru.pinned_bytes()), (vec![3], 0));
+    }
+
+    #[test]
+    fn a_pin_ends_with_its_node_and_unpins_nobody_who_has_its_key_next() {
+        let mut lru = Lru::default();
+        let gone = lru.insert(node(1, 0));
+        let serial = lru.pin(gone);
+        lru.remove(gone);
+        lru.unpin(gone, serial);
+        let heir = lru.insert(node(2, 0));
+        assert_eq!(heir, gone, "keys are reused");
+        lru.pin(heir);
+        lru.unpin(gone, serial);
+        assert_eq!((order(&lru), lru.pinned_bytes()), (vec![], 4096));
     }
 }

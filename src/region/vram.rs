@@ -15,9 +15,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devpagemap_allocator::{AllocError, PAGE_BYTES, Request, Span};
-use devpagemap_fence::{FenceSet, Lock, LockSet, Slot, levels};
+use devpagemap_fence::{FenceSet, Held, Lock, LockSet, Slot, levels};
 
-use super::{Heap, Lru, Node, RegionKind, Resource, Taken, Unreaped, total_bytes};
+use super::{GhostId, Heap, Lru, Node, RegionKind, Resource, Taken, Unreaped, total_bytes};
 use crate::bo::{BufferObject, Place, WeakBuffer};
 use crate::error::{Error, Result};
 
@@ -41,6 +41,8 @@ pub(crate) struct VramState {
     pub(crate) used_bytes: u64,
     /// The most that `used_bytes` has ever been.
     pub(crate) peak_bytes: u64,
+    /// Bytes that are never given to anybody again.
+    pub(crate) quarantined_bytes: u64,
     /// Buffers that own bytes which are not on the LRU yet: evictors in the middle of their transaction, each holding
     /// its buffer's reservation. Whoever misses these bytes waits for that reservation instead of giving up.
     pub(crate) claims: BTreeMap<u64, WeakBuffer>,
@@ -53,8 +55,14 @@ impl VramRegion {
             bytes: size_bytes,
             why: "is not a positive number of whole 4096-byte pages up to 16 TiB",
         })?;
-        let state =
-            VramState { heap, lru: Lru::default(), used_bytes: 0, peak_bytes: 0, claims: BTreeMap::new() };
+        let state = VramState {
+            heap,
+            lru: Lru::default(),
+            used_bytes: 0,
+            peak_bytes: 0,
+            quarantined_bytes: 0,
+            claims: BTreeMap::new(),
+        };
         let visible_bytes = visible_bytes.min(size_bytes);
         Ok(VramRegion { size_bytes, visible_bytes, state: Lock::new("VRAM region", state) })
     }
@@ -164,6 +172,19 @@ impl VramRegion {
         let node = Node::of(&buffer, resource.spans.clone());
         resource.node = Some(state.lru.insert_beside(node, old));
         state.used_bytes += resource.len_bytes();
+    }
+
+    /// Everybody who has bytes here, pinned or not.
+    pub(crate) fn residents(&self, held: &mut Held<'_, levels::Tickets>) -> Vec<WeakBuffer> {
+        self.state.lock(held).lru.all().map(|node| node.buffer.clone()).collect()
+    }
+
+    /// Never gives the bytes of a ghost to anybody again; how many that were. Nothing for one that is idle by now.
+    pub(crate) fn quarantine(&self, ghost: GhostId, held: &mut Held<'_, levels::Tickets>) -> u64 {
+        let mut state = self.state.lock(held);
+        let bytes = state.heap.reap(ghost).map_or(0, |spans| total_bytes(&spans));
+        state.quarantined_bytes += bytes;
+        bytes
     }
 
     /// Takes a resource off the LRU; its bytes become a ghost behind `fences`.

@@ -61,6 +61,7 @@ impl Transaction<'_, '_, '_> {
         let departed = peers.departed();
         left.until = departed;
         let buffer = self.exec.set().object(slot).id();
+        left.until = self.all_bounded(left.until, buffer);
         for ended in ended {
             left.charges.extend(ended.kept.into_iter().map(|kept| (kept.charge, kept.after)));
             if ended.maps.is_empty() {
@@ -69,6 +70,7 @@ impl Transaction<'_, '_, '_> {
             lockdep::assert_may_signal();
             let what = Invalidated { buffer, attachment: ended.attached.id, reason };
             let fence = ended.attached.joined.invalidate(&what);
+            let fence = fence.map(|fence| self.bounded(fence, &ended.attached.joined.name, buffer));
             if let Some(fence) = &fence {
                 self.exec.set_mut().add_fence(slot, fence.clone(), Usage::Bookkeep);
                 left.until.add(fence.clone());

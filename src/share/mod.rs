@@ -30,6 +30,7 @@ mod peer_map;
 mod pinned;
 mod promote;
 mod reroute;
+mod revoke;
 mod staged;
 
 pub use attachment::Attachment;
@@ -42,3 +43,5 @@ pub(crate) use explain::Pagemaps;
 pub(crate) use pinned::{PinWatch, ShortPins};
 pub(crate) use promote::Promoter;
 pub(crate) use reroute::SharedBuffers;
+pub(crate) use revoke::Drain;
+pub use revoke::{LostBytes, Overdue, RevokeReport};

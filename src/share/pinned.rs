@@ -165,7 +165,7 @@ impl Transaction<'_, '_, '_> {
         let manager = self.manager;
         let (set, mut held) = self.exec.split();
         let (buffer, importer) = (set.object(slot).id(), attached.joined.name.clone());
-        manager.tell(Event::Revoked { buffer, importer, why: why.text() }, &mut held);
+        manager.tell(Event::AttachmentRevoked { buffer, importer, why: why.text() }, &mut held);
     }
 
     /// Takes away from a revocable importer what keeps a buffer at `place`, when nothing else could make room there. Says whether there was

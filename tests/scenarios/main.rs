@@ -22,6 +22,8 @@ mod peer_windows;
 mod pipelining;
 mod reach;
 mod relocation;
+mod revoke;
+mod revoke_faults;
 
 #[path = "../setup/mod.rs"]
 mod setup;

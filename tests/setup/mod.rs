@@ -5,6 +5,7 @@ pub mod importer;
 pub mod jobs;
 pub mod numbers;
 pub mod pattern;
+pub mod rig;
 pub mod scattered;
 
 use std::time::{Duration, Instant};
