@@ -82,7 +82,7 @@ fn a_device_that_vanishes_takes_what_is_below_it_along() {
     assert!(machine.at("03:00.0".parse().unwrap()).is_none());
     assert!(machine.at("02:00.0".parse().unwrap()).is_some());
     assert!(notes(&machine).contains("0000:00:02.0: it vanished while it was read, and is left out"));
-    assert!(notes(&machine).contains("0000:03:00.0 is left out with the bridge above it"));
+    assert!(notes(&machine).contains("0000:03:00.0: it is left out with the bridge above it"));
 }
 
 #[test]
@@ -209,4 +209,108 @@ fn the_same_tree_is_the_same_machine() {
         tree.function(&format!("pci0000:00/0000:00:{slot:02x}.0"), GPU, (1, slot));
     }
     assert_eq!(read(&tree), read(&tree));
+}
+
+#[test]
+fn an_address_that_two_links_claim_is_refused_with_its_place() {
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    tree.function("pci0000:00/0000:00:01.0", GPU, (1, 1));
+    for name in ["class", "vendor", "device"] {
+        tree.write(&format!("sys/devices/pci0000:80/0000:00:01.0/{name}"), b"0x1");
+    }
+    let other = tree.path().join("sys/bus/pci/devices/00:01.0");
+    symlink("../../../devices/pci0000:80/0000:00:01.0", other).expect("a link");
+    let error = Machine::from_sysfs(tree.path()).expect_err("two places for one address").to_string();
+    assert!(error.ends_with("bus/pci/devices/0000:00:01.0: 0000:00:01.0 is there twice"), "{error}");
+}
+
+/// A GPU of amdkfd, and its links: to which node, least and most bandwidth, flags.
+fn kfd_node(tree: &Tree, node: u32, location: u32, links: &[(u32, u32, u32, u32)]) {
+    let dir = format!("sys/class/kfd/kfd/topology/nodes/{node}");
+    let text = format!("cpu_cores_count 0\nvendor_id 4098\nlocation_id {location}\ndomain 0\n");
+    tree.write(&format!("{dir}/properties"), text.as_bytes());
+    for (index, (to, least, most, flags)) in links.iter().enumerate() {
+        let text = format!(
+            "type 11\nnode_from {node}\nnode_to {to}\nweight 15\nmin_bandwidth {least}\nmax_bandwidth {most}\n\
+             flags {flags}\n"
+        );
+        tree.write(&format!("{dir}/io_links/{index}/properties"), text.as_bytes());
+    }
+}
+
+#[test]
+fn xgmi_links_are_read_where_amdkfd_shows_them() {
+    let tree = Tree::with_cpu("AuthenticAMD", 25);
+    for slot in 1..=3 {
+        tree.function(&format!("pci0000:00/0000:00:0{slot}.0"), GPU, (0x1002, 0x740f));
+    }
+    kfd_node(&tree, 0, 0, &[(1, 0, 0, 1)]);
+    kfd_node(&tree, 1, 0x08, &[(0, 0, 0, 1), (2, 50_000, 200_000, 1), (3, 0, 0, 1)]);
+    kfd_node(&tree, 2, 0x10, &[(1, 50_000, 200_000, 1 | 1 << 3), (3, 50_000, 50_000, 1 | 1 << 4)]);
+    kfd_node(&tree, 3, 0x18, &[(9, 50_000, 50_000, 1), (2, 50_000, 50_000, 0)]);
+    // A second partition of the first GPU says the same again.
+    kfd_node(&tree, 4, 0x08, &[(2, 50_000, 200_000, 1)]);
+    let machine = read(&tree);
+    let [a, b, c] = ["00:01.0", "00:02.0", "00:03.0"].map(|address| at(&machine, address));
+    assert_eq!(machine.path(a, b).label().to_string(), "XGMI4");
+    assert_eq!(machine.path(a, b).bytes_per_s(), Some(200_000_000_000));
+    assert_eq!(machine.link_between(a, b).and_then(|link| link.atomics), Some(true));
+    assert_eq!(machine.link_between(b, a).and_then(|link| link.atomics), Some(false));
+    let around = machine.link_between(a, c).expect("through the second GPU");
+    assert_eq!((around.count, around.bytes_per_s), (1, None));
+    assert_eq!(machine.path(b, c).label(), Label::Phb, "a link that peers cannot use");
+    assert_eq!(machine.path(c, b).label(), Label::Phb, "a link that is off");
+    assert_eq!(machine.links().len(), 3);
+}
+
+/// The device at an address is swapped again and again. Whatever is read is one device, or none.
+#[test]
+fn half_of_a_device_is_never_kept() {
+    const DEVICES: u16 = 60;
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    for number in 1..=DEVICES {
+        let way = format!("sys/devices/{number}/pci0000:00/0000:00:01.0");
+        let text = format!("0x{number:04x}\n");
+        for name in ["class", "vendor", "device"] {
+            tree.write(&format!("{way}/{name}"), text.as_bytes());
+        }
+        tree.write(&format!("{way}/mem_info_vram_total"), format!("{number}\n").as_bytes());
+        tree.write(&format!("{way}/net/eth{number}/mtu"), b"1500\n");
+    }
+    let devices = tree.path().join("sys/bus/pci/devices");
+    std::fs::create_dir_all(&devices).expect("a directory");
+    let plug = |number: u16| {
+        let next = tree.path().join("next");
+        symlink(format!("../../../devices/{number}/pci0000:00/0000:00:01.0"), &next).expect("a link");
+        std::fs::rename(&next, devices.join("0000:00:01.0")).expect("it takes the place of the last");
+    };
+    plug(1);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 2..=DEVICES {
+                plug(number);
+                std::thread::sleep(std::time::Duration::from_micros(50));
+            }
+            is_over.store(true, std::sync::atomic::Ordering::Release);
+        });
+        while !is_over.load(std::sync::atomic::Ordering::Acquire) {
+            let machine = read(&tree);
+            let Some(id) = machine.at("00:01.0".parse().unwrap()) else {
+                assert!(notes(&machine).contains("it vanished while it was read"));
+                continue;
+            };
+            let node = machine.node(id);
+            let function = node.function().expect("a function");
+            let number = u64::from(function.ids.expect("it says so").device);
+            assert_eq!(function.vram.map(|vram| vram.total_bytes), Some(number));
+            assert_eq!(node.names, [format!("eth{number}")]);
+        }
+    });
+    assert_eq!(machine_ids(&read(&tree)), Some(DEVICES));
+}
+
+fn machine_ids(machine: &Machine) -> Option<u16> {
+    let function = machine.node(machine.at("00:01.0".parse().ok()?)?).function()?;
+    Some(function.ids?.device)
 }

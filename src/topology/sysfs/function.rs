@@ -1,6 +1,7 @@
 //! One PCI function of sysfs.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::file::{bytes, entries, hex, text};
@@ -20,6 +21,7 @@ pub struct Read {
 /// Reads the function whose directory is `dir`; `None` when it is gone.
 pub fn read(dir: &Path) -> Option<Read> {
     let (mut notes, mut is_guarded) = (Vec::new(), false);
+    let before = identity(dir)?;
     let ids = PciIds { vendor: id(dir, "vendor")?, device: id(dir, "device")? };
     let mut function = Function {
         address: dir.file_name()?.to_str()?.parse().ok(),
@@ -41,9 +43,15 @@ pub fn read(dir: &Path) -> Option<Read> {
         None => is_guarded = true,
     }
     let names = names(dir);
-    // A function that went away half-way has answered the later questions with nothing.
-    hex(&dir.join("class"))?;
-    Some(Read { function, names, notes, is_guarded })
+    // A function that went away half-way has answered the later questions with nothing, and one that came in its place for
+    // itself.
+    let read = Read { function, names, notes, is_guarded };
+    (identity(dir) == Some(before)).then_some(read)
+}
+
+/// What tells a function from the next one at its address: each has a directory of its own.
+fn identity(dir: &Path) -> Option<(u64, u64)> {
+    fs::metadata(dir).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// Whether other functions can be below it, by its class: bridges to PCI, CardBus and partly transparent ones.

@@ -5,6 +5,7 @@
 //!                                              host bridge      root port    what is below it
 //!   devices/system/node/nodeN/cpulist                       NUMA nodes and their CPUs
 //!   devices/system/cpu/cpuN/topology/physical_package_id    CPU packages
+//!   class/kfd/kfd/topology/nodes                            xGMI links
 //!   ../proc/cpuinfo                                         who made them
 //! ```
 //!
@@ -17,6 +18,7 @@
 mod cpus;
 mod file;
 mod function;
+mod xgmi;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -61,10 +63,12 @@ impl Machine {
     /// Reads the machine that runs (`/`), or a saved tree that holds `sys` and, for what the CPUs are, `proc`.
     ///
     /// What cannot be read stays unknown; [`Machine::notes`] says what that was. Without the administrator's rights, the
-    /// configuration spaces cannot be read to their end, so nothing is known of ACS. Private links are not in sysfs.
+    /// configuration spaces cannot be read to their end, so nothing is known of ACS. Of private links, xGMI is
+    /// in sysfs and NVLink is not.
     ///
     /// # Errors
-    /// When there is no `devices` directory at all.
+    /// When there is no `devices` directory at all, and for a saved tree that says what cannot be, as [`MachineBuilder`]
+    /// has it.
     pub fn from_sysfs(root: &Path) -> Result<Machine, TopologyError> {
         let tree = Tree::at(root);
         let place = Place::file(tree.sys.display().to_string());
@@ -74,14 +78,19 @@ impl Machine {
         let mut builder = Machine::builder();
         let numa = cpus::add(&tree, &mut builder)?;
         let found = read_functions(&tree, &mut builder);
-        add_functions(found, &numa, &place, &mut builder)?;
+        add_functions(found, &numa, &dir_of_devices(&tree), &mut builder)?;
+        xgmi::add(&tree, &mut builder)?;
         Ok(builder.build())
     }
 }
 
+fn dir_of_devices(tree: &Tree) -> PathBuf {
+    tree.sys.join("bus/pci/devices")
+}
+
 /// All functions, by their way down, so that each comes after the bridges above it.
 fn read_functions(tree: &Tree, builder: &mut MachineBuilder) -> BTreeMap<Vec<Step>, Found> {
-    let dir = tree.sys.join("bus/pci/devices");
+    let dir = dir_of_devices(tree);
     let place = Place::file(dir.display().to_string());
     let names = entries(&dir);
     if names.is_empty() {
@@ -138,13 +147,14 @@ fn parse_root_bus(text: &str) -> Option<RootBus> {
 fn add_functions(
     found: BTreeMap<Vec<Step>, Found>,
     numa: &HashMap<u32, NodeId>,
-    place: &Place,
+    dir: &Path,
     builder: &mut MachineBuilder,
 ) -> Result<(), TopologyError> {
     let near = numa_of_roots(&found);
     let bridges: HashSet<Vec<Step>> = found.keys().map(|steps| above(steps).to_vec()).collect();
     let mut nodes: HashMap<Vec<Step>, NodeId> = HashMap::new();
     for (steps, Found { function, names }) in found {
+        let place = place_of(&function, dir);
         let parent = above(&steps);
         if let (Some(Step::Root(bus)), false) = (parent.last().copied(), nodes.contains_key(parent)) {
             let home = match above(parent) {
@@ -153,21 +163,24 @@ fn add_functions(
             };
             if let Some(home) = home {
                 let kind = NodeKind::HostBridge { bus: Some(bus), ids: None };
-                nodes.insert(parent.to_vec(), builder.add(home, kind, Vec::new(), place)?);
+                nodes.insert(parent.to_vec(), builder.add(home, kind, Vec::new(), &place)?);
             }
         }
         let Some(parent) = nodes.get(parent).copied() else {
-            if let Some(Step::Function(address)) = steps.last() {
-                builder.note(place, format!("{address} is left out with the bridge above it"));
-            }
+            builder.note(&place, "it is left out with the bridge above it");
             continue;
         };
         let is_bridge = bridges.contains(&steps) || function::is_bridge(&function);
         let kind = if is_bridge { NodeKind::Bridge(function) } else { NodeKind::Function(function) };
-        let id = builder.add(parent, kind, names, place)?;
+        let id = builder.add(parent, kind, names, &place)?;
         nodes.insert(steps, id);
     }
     Ok(())
+}
+
+fn place_of(function: &Function, dir: &Path) -> Place {
+    let name = function.address.map_or(String::new(), |address| address.to_string());
+    Place::file(dir.join(name).display().to_string())
 }
 
 /// The way down without its last step.
