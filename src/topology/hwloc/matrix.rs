@@ -32,6 +32,8 @@ pub(super) struct Matrix {
     /// Type, where it is said, and index.
     objects: Vec<(Option<String>, u64)>,
     values: Vec<u64>,
+    /// The text of the element that is open.
+    text: String,
 }
 
 impl Matrix {
@@ -49,11 +51,18 @@ impl Matrix {
             wanted,
             objects: Vec::new(),
             values: Vec::new(),
+            text: String::new(),
         })
     }
 
-    pub(super) fn indexes(&mut self, text: &str) -> Result<(), TopologyError> {
-        for word in text.split_ascii_whitespace() {
+    /// Text of an element in it, which may come in pieces.
+    pub(super) fn text(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// Takes the text so far as indexes of objects.
+    pub(super) fn end_of_indexes(&mut self) -> Result<(), TopologyError> {
+        for word in std::mem::take(&mut self.text).split_ascii_whitespace() {
             let (type_name, index) = match word.split_once(':') {
                 Some((type_name, index)) => (Some(type_name.to_string()), index),
                 None => (None, word),
@@ -65,11 +74,12 @@ impl Matrix {
         self.refuse_longer("indexes", self.objects.len(), self.wanted)
     }
 
-    pub(super) fn values(&mut self, text: &str) -> Result<(), TopologyError> {
-        for word in text.split_ascii_whitespace() {
-            let value =
-                word.parse().map_err(|_| self.place.error(format!("`{word}` is no value of a matrix")))?;
-            self.values.push(value);
+    /// Takes the text so far as values.
+    pub(super) fn end_of_values(&mut self) -> Result<(), TopologyError> {
+        for word in std::mem::take(&mut self.text).split_ascii_whitespace() {
+            let value = word.parse();
+            self.values
+                .push(value.map_err(|_| self.place.error(format!("`{word}` is no value of a matrix")))?);
         }
         self.refuse_longer("values", self.values.len(), self.wanted * self.wanted)
     }

@@ -86,14 +86,8 @@ impl Document {
                     let inside = open.last().copied().unwrap_or(Open::Other);
                     open.push(document.element(inside, &element)?);
                 }
-                Token::Close => {
-                    if let Some(Open::Matrix) = open.pop()
-                        && let Some(matrix) = document.matrices.last()
-                    {
-                        matrix.check()?;
-                    }
-                }
-                Token::Text(text) => document.text(open.last().copied(), &text)?,
+                Token::Close => document.close(open.pop())?,
+                Token::Text(text) => document.text(open.last().copied(), &text),
             }
         }
         match document.objects.is_empty() {
@@ -157,10 +151,17 @@ impl Document {
         }
     }
 
-    fn text(&mut self, inside: Option<Open>, text: &str) -> Result<(), TopologyError> {
-        match (inside, self.matrices.last_mut()) {
-            (Some(Open::Indexes), Some(matrix)) => matrix.indexes(text),
-            (Some(Open::Values), Some(matrix)) => matrix.values(text),
+    fn text(&mut self, inside: Option<Open>, text: &str) {
+        if let (Some(Open::Indexes | Open::Values), Some(matrix)) = (inside, self.matrices.last_mut()) {
+            matrix.text(text);
+        }
+    }
+
+    fn close(&mut self, what: Option<Open>) -> Result<(), TopologyError> {
+        match (what, self.matrices.last_mut()) {
+            (Some(Open::Indexes), Some(matrix)) => matrix.end_of_indexes(),
+            (Some(Open::Values), Some(matrix)) => matrix.end_of_values(),
+            (Some(Open::Matrix), Some(matrix)) => matrix.check(),
             _ => Ok(()),
         }
     }

@@ -1,0 +1,5 @@
+//! Topologies from end to end: recorded machines, damaged files, the command itself.
+
+mod damaged;
+mod machines;
+mod recordings;
