@@ -10,10 +10,12 @@
 mod decide;
 mod decision;
 mod inputs;
+mod kernel_view;
 mod observe;
 mod owner;
 mod profile;
 mod reason;
+mod redecide;
 mod registry;
 mod resolve;
 mod revoke;
@@ -25,6 +27,7 @@ mod tag;
 mod way;
 
 pub use decision::{Decision, Direction, LatencyClass, Route};
+pub use kernel_view::KernelPeer;
 pub use observe::{Observation, Observed, Party};
 pub use owner::{BusWindow, Owner, PagemapSpec};
 pub use profile::{Holding, Policy, Profile};

@@ -15,6 +15,7 @@
 //! **Leaving** takes no lock, since handles are dropped wherever it happens, under a reservation or inside a fence's callback. Who leaves says so in
 //! a word that every snapshot shares ([`Fate`]), which look-ups see at once. Its slot is swept by whoever takes the lock next.
 
+use std::convert::Infallible;
 use std::fmt;
 
 use devpagemap_fence::levels;
@@ -23,20 +24,20 @@ use devpagemap_fence::sync::published::Published;
 use devpagemap_fence::sync::{Arc, Weak};
 use devpagemap_fence::{Held, Lock};
 
-use super::decide::{Untold, decide};
 use super::decision::Decision;
-use super::inputs::{Exporter, Inputs, Seeker, Setting};
+use super::inputs::{Exporter, Seeker, Setting};
 use super::observe::{Observation, Party, Sightings};
 use super::owner::{Owner, PagemapSpec};
 use super::profile::Profile;
 use super::reason::Explanation;
+use super::redecide::{by_slot, decide_for};
 use super::rules::{KernelRules, Rules};
 use super::slots::Slots;
 use super::snapshot::{Fate, ImporterRow, PagemapRow, Snapshot};
 use super::table::Table;
 use super::tag::{GENERATIONS, ImporterId, PageTag, PagemapId, SLOTS};
 use super::way::World;
-use crate::topology::Machine;
+use crate::topology::{Change, Machine};
 use crate::{Error, Result};
 
 /// Who can reach whose memory. Clones are the same one.
@@ -174,10 +175,10 @@ impl Registry {
 
     /// Decides by other rules from now on.
     pub fn set_rules(&self, rules: impl Rules + 'static) {
-        self.change(|book, next| {
+        self.change(|_, next| {
             next.setting.rules = Arc::new(rules);
-            book.decide_all(next);
-            Cause::Rules
+            next.decide_all();
+            ((), Cause::Rules)
         });
     }
 
@@ -194,7 +195,7 @@ impl Registry {
             let there = if cfg!(loom_mutant = "newcomer_looks_before_the_lock") { &early } else { &*next };
             let (slot, generation) = book
                 .pagemap_slots
-                .take()
+                .next()
                 .ok_or(Error::RegistryFull { what: "pagemaps", limit: book.pagemap_slots.limit() })?;
             let spot = next.setting.spot(spec.owner.place()).map(Arc::new);
             let exporter = Exporter { spec: &spec, spot: spot.as_deref() };
@@ -206,7 +207,8 @@ impl Registry {
             let (joined, spec, fate) = (book.joined, Arc::clone(&spec), Arc::clone(&fate));
             let row = PagemapRow { tag, joined, spec, spot, fate, decisions };
             next.pagemaps.set(slot as usize, Some(Arc::new(row)));
-            Ok((PagemapId(tag), Cause::PagemapJoined(PagemapId(tag))))
+            book.pagemap_slots.take();
+            Ok::<_, Error>((PagemapId(tag), Cause::PagemapJoined(PagemapId(tag))))
         })?;
         Ok(Pagemap { registry: self.clone(), id, spec, fate })
     }
@@ -224,7 +226,7 @@ impl Registry {
             let there = if cfg!(loom_mutant = "newcomer_looks_before_the_lock") { &early } else { &*next };
             let (slot, generation) = book
                 .importer_slots
-                .take()
+                .next()
                 .ok_or(Error::RegistryFull { what: "importers", limit: book.importer_slots.limit() })?;
             let id = ImporterId { slot, generation };
             let party = party_of(&profile, id);
@@ -238,37 +240,40 @@ impl Registry {
             let (joined, profile, fate) = (book.joined, Arc::clone(&profile), Arc::clone(&fate));
             let row = ImporterRow { id, joined, profile, party, spot, fate, system, decisions };
             next.importers.set(slot as usize, Some(Arc::new(row)));
-            Ok((id, Cause::ImporterJoined(id)))
+            book.importer_slots.take();
+            Ok::<_, Error>((id, Cause::ImporterJoined(id)))
         })?;
         Ok(JoinedImporter { registry: self.clone(), id, profile, fate })
     }
 
     /// Notes what was seen of a pair, and decides it anew.
     pub fn observe(&self, observation: Observation) {
-        self.change(|book, next| {
+        self.change(|_, next| {
             let observation = placed(observation, next);
             let mut sightings = Sightings::clone(&next.setting.sightings);
             sightings.note(observation.clone());
             next.setting.sightings = Arc::new(sightings);
-            book.decide_pair(next, &observation);
-            Cause::Observed(observation)
+            next.decide_pair(&observation);
+            ((), Cause::Observed(observation))
         });
     }
 
-    /// Says that the machine is another one now, and decides everything anew. What was seen of pairs between which something has changed is
-    /// forgotten: it was seen of another way.
-    pub fn set_machine(&self, machine: Machine) {
-        self.change(|book, next| {
+    /// Says that the machine is another one now, and decides everything anew. What was seen of pairs between which something has
+    /// changed is forgotten: it was seen of another way. Returns what is different; nothing, if no machine was known before.
+    pub fn set_machine(&self, machine: Machine) -> Vec<Change> {
+        self.change(|_, next| {
             let world = Arc::new(World::new(machine));
+            let mut changes = Vec::new();
             if let Some(before) = &next.setting.world {
+                changes = before.machine().changes(world.machine());
                 let mut sightings = Sightings::clone(&next.setting.sightings);
                 sightings.retain(|exporter, importer| World::is_same_way(before, &world, exporter, importer));
                 next.setting.sightings = Arc::new(sightings);
             }
             next.setting.world = Some(world);
-            book.decide_all(next);
-            Cause::Machine
-        });
+            next.decide_all();
+            (changes, Cause::Machine)
+        })
     }
 
     /// All decisions as they are now. Takes no lock.
@@ -314,13 +319,16 @@ impl Registry {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    fn change(&self, work: impl FnOnce(&mut Book, &mut Snapshot) -> Cause) {
-        let done = self.try_change(|book, next| Ok(((), work(book, next))));
-        done.expect("it cannot fail");
+    fn change<T>(&self, work: impl FnOnce(&mut Book, &mut Snapshot) -> (T, Cause)) -> T {
+        let done = self.try_change(|book, next| Ok::<_, Infallible>(work(book, next)));
+        done.unwrap_or_else(|never| match never {})
     }
 
     /// Makes the next snapshot from the current one, unless `work` fails or panics.
-    fn try_change<T>(&self, work: impl FnOnce(&mut Book, &mut Snapshot) -> Result<(T, Cause)>) -> Result<T> {
+    fn try_change<T, E>(
+        &self,
+        work: impl FnOnce(&mut Book, &mut Snapshot) -> Result<(T, Cause), E>,
+    ) -> Result<T, E> {
         let mut held = Held::enter();
         let mut guard = self.0.book.lock(&mut held);
         let book = &mut *guard;
@@ -362,12 +370,12 @@ impl Registry {
 
     /// Sweeps who has left, at once.
     fn sweep(&self) {
-        self.change(|_, _| Cause::Left);
+        self.change(|_, _| ((), Cause::Left));
     }
 
     /// Tells subscribers of a change that needs no new decisions.
     fn tell_of(&self, cause: Cause) {
-        self.change(|_, _| cause);
+        self.change(|_, _| ((), cause));
     }
 }
 
@@ -399,19 +407,6 @@ fn placed(observation: Observation, snapshot: &Snapshot) -> Observation {
     Observation { importer: party.unwrap_or(observation.importer), ..observation }
 }
 
-/// Decisions by slot of the other; with those of whom there is none, nothing is reached.
-fn by_slot<R>(others: &Table<R>, mut decide: impl FnMut(&R) -> Option<Decision>) -> Box<[Decision]> {
-    let mut decisions = vec![Decision::GONE; others.len()];
-    for (slot, other) in others.rows() {
-        decisions[slot] = decide(other).unwrap_or(Decision::GONE);
-    }
-    decisions.into()
-}
-
-fn decide_for(setting: &Setting, exporter: Exporter<'_>, importer: Seeker<'_>) -> Decision {
-    decide(&Inputs::of(setting, exporter, importer), &mut Untold)
-}
-
 impl Snapshot {
     fn next(&self) -> Snapshot {
         Snapshot {
@@ -437,69 +432,6 @@ impl Book {
         for id in &left {
             next.importers.set(id.slot as usize, None);
             self.importer_slots.give_back(id.slot, id.generation);
-        }
-    }
-
-    /// Decides every pair anew.
-    fn decide_all(&mut self, next: &mut Snapshot) {
-        let setting = next.setting.clone();
-        let pagemaps = next.pagemaps.map(|row| {
-            let spot = setting.spot(row.spec.owner.place()).map(Arc::new);
-            Arc::new(PagemapRow { spot, ..row.undecided() })
-        });
-        let importers = next.importers.map(|row| {
-            let spot = setting.spot(row.profile.at).map(Arc::new);
-            let system = Decision::system(spot.as_ref().and_then(|spot| spot.up_bytes_per_s()));
-            Arc::new(ImporterRow { spot, system, ..row.undecided() })
-        });
-        // Only now are all of them where they are.
-        next.pagemaps = pagemaps.map(|row| {
-            let decisions = by_slot(&importers, |importer| {
-                let is_earlier = importer.joined < row.joined;
-                is_earlier.then(|| decide_for(&setting, row.exporter(), importer.seeker()))
-            });
-            Arc::new(PagemapRow { decisions, ..row.undecided() })
-        });
-        next.importers = importers.map(|row| {
-            let decisions = by_slot(&pagemaps, |pagemap| {
-                let is_earlier = pagemap.joined < row.joined;
-                is_earlier.then(|| decide_for(&setting, pagemap.exporter(), row.seeker()))
-            });
-            Arc::new(ImporterRow { decisions, ..row.undecided() })
-        });
-    }
-
-    /// Decides anew for those whom an observation is about.
-    fn decide_pair(&mut self, next: &mut Snapshot, observation: &Observation) {
-        let setting = next.setting.clone();
-        let pagemaps: Vec<Arc<PagemapRow>> = next
-            .pagemaps
-            .rows()
-            .filter(|(_, row)| Party::from(&row.spec.owner) == observation.exporter)
-            .map(|(_, row)| Arc::clone(row))
-            .collect();
-        let importers: Vec<Arc<ImporterRow>> = next
-            .importers
-            .rows()
-            .filter(|(_, row)| row.party == observation.importer)
-            .map(|(_, row)| Arc::clone(row))
-            .collect();
-        for pagemap in &pagemaps {
-            let mut decisions = pagemap.decisions.clone();
-            for importer in importers.iter().filter(|importer| importer.joined < pagemap.joined) {
-                let slot = importer.id.slot as usize;
-                decisions[slot] = decide_for(&setting, pagemap.exporter(), importer.seeker());
-            }
-            let row = PagemapRow { decisions, ..pagemap.undecided() };
-            next.pagemaps.set(pagemap.tag.slot(), Some(Arc::new(row)));
-        }
-        for importer in &importers {
-            let mut decisions = importer.decisions.clone();
-            for pagemap in pagemaps.iter().filter(|pagemap| pagemap.joined < importer.joined) {
-                decisions[pagemap.tag.slot()] = decide_for(&setting, pagemap.exporter(), importer.seeker());
-            }
-            let row = ImporterRow { decisions, ..importer.undecided() };
-            next.importers.set(importer.id.slot as usize, Some(Arc::new(row)));
         }
     }
 

@@ -120,27 +120,30 @@ impl KernelRules {
     }
 }
 
-impl Rules for KernelRules {
-    fn through_host_bridge(&self, crossing: &Crossing<'_>) -> Verdict {
-        let CpuInfo { vendor, family, .. } = crossing.cpu;
-        match (vendor, family) {
-            (Some(CpuVendor::Amd), Some(family)) if *family >= FIRST_AMD_FAMILY => {
-                let reason = Reason::HostBridgeForwards { ids: crossing.exporter, amd_family: Some(*family) };
-                return Verdict { allowed: Some(true), reason };
-            }
-            (Some(CpuVendor::Amd), None) => {
-                let listed = crossing.exporter.and_then(|ids| self.listed(ids)).is_some();
-                if !listed {
-                    return Verdict { allowed: None, reason: Reason::CpuFamilyUnknown };
-                }
-            }
-            _ => {}
-        }
+impl KernelRules {
+    /// What the list says of both host bridges.
+    fn by_list(&self, crossing: &Crossing<'_>) -> Verdict {
         let exporter = self.forwards(crossing.exporter, crossing);
         if exporter.allowed == Some(false) || crossing.is_same == Some(true) {
             return exporter;
         }
         let importer = self.forwards(crossing.importer, crossing);
         if importer.allowed == Some(true) { exporter } else { importer }
+    }
+}
+
+impl Rules for KernelRules {
+    fn through_host_bridge(&self, crossing: &Crossing<'_>) -> Verdict {
+        let CpuInfo { vendor, family, .. } = crossing.cpu;
+        let is_amd = *vendor == Some(CpuVendor::Amd);
+        if let Some(family) = family.filter(|family| is_amd && *family >= FIRST_AMD_FAMILY) {
+            let reason = Reason::HostBridgeForwards { ids: crossing.exporter, amd_family: Some(family) };
+            return Verdict { allowed: Some(true), reason };
+        }
+        let listed = self.by_list(crossing);
+        if is_amd && family.is_none() && listed.allowed != Some(true) {
+            return Verdict { allowed: None, reason: Reason::CpuFamilyUnknown };
+        }
+        listed
     }
 }
