@@ -97,8 +97,8 @@ pub use events::{Event, Events, PeerReason};
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
 pub use share::{
-    Attachment, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer, PeerAddr, PeerExtent,
-    PeerMap, PeerMapRequest, RevokeReport,
+    Attachment, GroupAttachment, GroupMap, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer,
+    PeerAddr, PeerExtent, PeerMap, PeerMapRequest, RevokeReport,
 };
 pub use size::Size;
 pub use stats::Stats;

@@ -122,6 +122,8 @@ counters! {
     p2p_fallbacks,
     /// Peer maps that were refused.
     p2p_refusals,
+    /// Lists of addresses made for peer maps; those of a range are kept while its buffer stays where it is.
+    scatter_lists,
     /// Peer maps that were given a copy in system memory.
     staged_maps,
     /// Bytes of such copies that exist now.

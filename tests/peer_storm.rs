@@ -137,7 +137,7 @@ impl Nic {
 fn bar_pages(extent: &PeerExtent) -> Vec<u64> {
     match extent.addr {
         PeerAddr::Bar(BarAddr(start)) => (start / PAGE..(start + extent.len_bytes) / PAGE).collect(),
-        PeerAddr::System(_) => Vec::new(),
+        PeerAddr::System(_) | PeerAddr::Vram(_) => Vec::new(),
     }
 }
 
@@ -239,6 +239,7 @@ impl Worker<'_> {
             let read = match extent.addr {
                 PeerAddr::Bar(addr) => self.device.driver().read_bar(addr, &mut bytes),
                 PeerAddr::System(addr) => self.device.driver().read_system(addr, &mut bytes),
+                PeerAddr::Vram(addr) => self.device.driver().read_vram(addr, &mut bytes),
             };
             read.expect("it has the use of it");
             pattern::check(map.buffer().id(), map.range().start, &bytes).expect("the buffer's bytes");

@@ -146,8 +146,8 @@ impl SoftwareGpu {
     /// # Errors
     /// [`Error::Driver`] beyond its end, and when this GPU has not been built into a device.
     pub fn read_system(&self, addr: SysAddr, into: &mut [u8]) -> Result<()> {
-        let start = self.system("read system memory", addr, into.len())?;
-        // SAFETY: `system` found so many bytes from `start` within the arena, which self keeps. They are reached through raw
+        let start = self.reach("read system memory", Addr::System(addr), into.len())?;
+        // SAFETY: `reach` found so many bytes from `start` within the arena, which self keeps. They are reached through raw
         // pointers only; what orders this access against copies and jobs are the fences that a peer has to wait for.
         unsafe { std::ptr::copy_nonoverlapping(start.as_ptr(), into.as_mut_ptr(), into.len()) };
         Ok(())
@@ -158,16 +158,38 @@ impl SoftwareGpu {
     /// # Errors
     /// As [`SoftwareGpu::read_system`].
     pub fn write_system(&self, addr: SysAddr, from: &[u8]) -> Result<()> {
-        let start = self.system("write system memory", addr, from.len())?;
+        let start = self.reach("write system memory", Addr::System(addr), from.len())?;
         // SAFETY: as in read_system.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), start.as_ptr(), from.len()) };
         Ok(())
     }
 
-    fn system(&self, action: &'static str, addr: SysAddr, len: usize) -> Result<NonNull<u8>> {
+    /// Reads VRAM, as a peer over a private link would.
+    ///
+    /// # Errors
+    /// As [`SoftwareGpu::read_system`].
+    pub fn read_vram(&self, addr: VramAddr, into: &mut [u8]) -> Result<()> {
+        let start = self.reach("read VRAM", Addr::Vram(addr), into.len())?;
+        // SAFETY: as in read_system, for the memory of the GPU.
+        unsafe { std::ptr::copy_nonoverlapping(start.as_ptr(), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    /// Writes VRAM, as a peer over a private link would.
+    ///
+    /// # Errors
+    /// As [`SoftwareGpu::read_system`].
+    pub fn write_vram(&self, addr: VramAddr, from: &[u8]) -> Result<()> {
+        let start = self.reach("write VRAM", Addr::Vram(addr), from.len())?;
+        // SAFETY: as in read_vram.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), start.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    fn reach(&self, action: &'static str, addr: Addr, len: usize) -> Result<NonNull<u8>> {
         let refused = |reason: &str| Error::Driver { action, reason: reason.into() };
         let memory = self.memory.get().ok_or_else(|| refused("this GPU belongs to no device"))?;
-        memory.resolve(Addr::System(addr), len as u64).ok_or_else(|| refused("it ends before that"))
+        memory.resolve(addr, len as u64).ok_or_else(|| refused("it ends before that"))
     }
 
     fn bar(&self, action: &'static str) -> Result<&SoftwareBar> {

@@ -27,4 +27,5 @@ pub(crate) use object::{Away, BoState, BufferObject};
 pub(crate) use reach::{CpuWish, Reached};
 pub(crate) use transact::Reach;
 pub(crate) use validate::{Found, Pass, Transaction};
+pub(crate) use victims::member_ids;
 pub(crate) use weak::WeakBuffer;

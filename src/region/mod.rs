@@ -22,7 +22,7 @@ use std::fmt;
 pub(crate) use ghost::{GhostId, Unreaped};
 pub(crate) use heap::{Heap, Taken};
 pub(crate) use lru::{Lru, Node, NodeKey, Pin};
-pub(crate) use pages::{bytes_of, pages_of, round_up_to_pages};
+pub(crate) use pages::{bytes_of, page_count, pages_of, round_up_to_pages};
 pub(crate) use resource::Resource;
 pub(crate) use spans::{bytes_within, intersect, push_run, subtract_all, total_bytes};
 pub(crate) use system::{SystemRegion, SystemState};

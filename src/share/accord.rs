@@ -3,6 +3,7 @@
 //! ```text
 //!   registry: does it reach the BAR? ── the attachments: where is the buffer to be? ── a way for this map
 //!     yes                                  Direct, Staged                                BAR
+//!     needs none: a private link           Direct, Staged                                VRAM
 //!     yes                                  System                                        system memory, with the others
 //!     no                                   System                                        system memory
 //!     no                                   Staged                                        a copy
@@ -23,13 +24,14 @@ use crate::aperture::P2p;
 use crate::bo::{BufferObject, Transaction};
 use crate::error::{Error, Result};
 use crate::events::PeerReason;
-use crate::pagemap::{Decision, Holding};
+use crate::pagemap::{Decision, Holding, Route};
 use crate::region::RegionKind;
 use crate::submit::Access;
 
 /// The way that a new map takes, and why it is not the BAR.
 pub(super) enum Way {
     Bar,
+    Link,
     System(PeerReason),
     Staged(PeerReason),
 }
@@ -37,6 +39,11 @@ pub(super) enum Way {
 /// How a map's importer reaches the BAR.
 pub(super) fn reaches_bar(decision: &Decision) -> bool {
     decision.route.is_p2p() && decision.p2p == Some(true)
+}
+
+/// Whether it does so without the bus: over a private link, or because it is the device itself.
+pub(super) fn is_linked(decision: &Decision) -> bool {
+    matches!(decision.route, Route::PrivateLink | Route::SameDevice)
 }
 
 impl Transaction<'_, '_, '_> {
@@ -74,8 +81,9 @@ impl Transaction<'_, '_, '_> {
                 "an importer that cannot be told holds it in system memory",
             )?;
         }
+        let direct = if is_linked(&asked.decision) { Way::Link } else { Way::Bar };
         if must {
-            return Ok(Way::Bar);
+            return Ok(direct);
         }
         let others_in_system = self.exec.set().state(slot).peers.hold_system(Some(asked.attached));
         match accord {
@@ -84,7 +92,7 @@ impl Transaction<'_, '_, '_> {
             Accord::Direct if others_in_system => Ok(Way::System(PeerReason::SharedInSystemMemory)),
             Accord::Direct | Accord::Staged => Ok(match self.lives_in_system(slot, asked.buffer) {
                 true => Way::System(PeerReason::LivesInSystemMemory),
-                false => Way::Bar,
+                false => direct,
             }),
         }
     }

@@ -15,6 +15,7 @@ use super::arbiter::Arbiter;
 use super::importer::{Joined, Peer};
 use super::peer_map::Mapped;
 use super::pinned::Pin;
+use super::scatter::ScatterLists;
 use super::staged::StagedCopy;
 use crate::aperture::Admitted;
 use crate::bo::Buffer;
@@ -254,6 +255,8 @@ pub(crate) struct Peers {
     pub(crate) away: bool,
     /// What all attachments agree on.
     pub(super) arbiter: Arbiter,
+    /// Lists of addresses that were made for maps.
+    pub(super) lists: ScatterLists,
     /// For those who do not reach the buffer's own bytes. Whoever shows it keeps it.
     pub(super) copy: Weak<StagedCopy>,
 }
@@ -343,7 +346,7 @@ impl Peers {
 
     /// Whether importers have it in the BAR, or will map it there.
     pub(super) fn hold_bar(&self) -> bool {
-        self.live().any(|mapped| mapped.why_system.is_none())
+        self.live().any(|mapped| mapped.is_in_bar())
             || self.entries.iter().any(|entry| entry.attached.has_kept())
     }
 

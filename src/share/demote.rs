@@ -20,7 +20,7 @@ use devpagemap_migrate::Urgency;
 use super::importer::InvalidateReason;
 use super::map::Denied;
 use crate::aperture::{Over, Room, Wish};
-use crate::bo::{BufferObject, Found, Pass, Place, Transaction};
+use crate::bo::{BufferObject, Found, Pass, Place, Transaction, member_ids};
 use crate::error::{Error, Result};
 use crate::events::{Event, PeerReason};
 use crate::region::{RegionKind, Resource};
@@ -60,7 +60,8 @@ impl Transaction<'_, '_, '_> {
         over: &Over,
         room: &mut Room<'_>,
     ) -> Result<bool, Denied> {
-        let mut immovable = HashSet::new();
+        // Others of a group are mapped together with this one.
+        let mut immovable = member_ids(self.exec.set(), &self.members);
         loop {
             let victims = match self.choose_demotions(wish, over, &immovable).map_err(Denied::Place)? {
                 Step::Demote(victims) => victims,

@@ -90,14 +90,12 @@ impl Transaction<'_, '_, '_> {
     /// only the old one kept it out of the BAR.
     pub(crate) fn follow_tag(&mut self, slot: Slot, before: P2p, now: P2p) {
         let peers = &self.exec.set().state(slot).peers;
-        let (hold_bar, hold_system) = (peers.hold_bar(), peers.hold_system(None));
+        let hold_system = peers.hold_system(None);
         match now {
             P2p::Never => {
                 self.waits_no_more(slot);
-                if hold_bar {
-                    let ends = |mapped: &Mapped| mapped.why_system.is_none() && mapped.attached.is_told();
-                    self.invalidate_those(slot, InvalidateReason::Retagged, ends);
-                }
+                let ends = |mapped: &Mapped| mapped.is_direct() && mapped.attached.is_told();
+                self.invalidate_those(slot, InvalidateReason::Retagged, ends);
             }
             P2p::Require => {
                 let ends = |mapped: &Mapped| mapped.why_system.is_some() && mapped.attached.is_told();

@@ -4,11 +4,11 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devpagemap_fence::{Fence, FenceSet, Held, Lock, levels, lockdep};
 use devpagemap_migrate::{Addr, Extent, SysAddr, VramAddr};
 
+use super::accord::is_linked;
 use super::attachment::Attached;
 use super::map::Asked;
 use super::staged::StagedCopy;
@@ -26,6 +26,8 @@ pub enum PeerAddr {
     Bar(BarAddr),
     /// In the system memory of that device.
     System(SysAddr),
+    /// In its VRAM, over a private link: without the bus.
+    Vram(VramAddr),
 }
 
 /// A run of bytes as a peer addresses them.
@@ -54,6 +56,17 @@ impl From<&Extent> for PeerExtent {
     }
 }
 
+impl PeerExtent {
+    /// As one addresses it who has a private link to the device, or is that device.
+    pub(super) fn over_link(extent: &Extent) -> PeerExtent {
+        let addr = match extent.addr {
+            Addr::Vram(start) => PeerAddr::Vram(start),
+            Addr::System(start) => PeerAddr::System(start),
+        };
+        PeerExtent { addr, len_bytes: extent.len_bytes }
+    }
+}
+
 /// Set when the map shows a place that the buffer has left, or is about to.
 const STALE: u32 = 1 << 31;
 
@@ -64,7 +77,7 @@ pub(super) struct Mapped {
     /// Whole pages of the buffer, in bytes. Constant.
     pub(super) range: Range<u64>,
     /// Constant.
-    pub(super) extents: Vec<PeerExtent>,
+    pub(super) extents: Arc<[PeerExtent]>,
     /// How the importer reaches the buffer's memory. Constant.
     pub(super) decision: Decision,
     /// Why it is not in the BAR; `None` when it is. Constant.
@@ -100,7 +113,7 @@ struct Holdings {
 pub(super) struct NewMap {
     pub(super) attached: Arc<Attached>,
     pub(super) range: Range<u64>,
-    pub(super) extents: Vec<PeerExtent>,
+    pub(super) extents: Arc<[PeerExtent]>,
     pub(super) decision: Decision,
     pub(super) why_system: Option<PeerReason>,
     pub(super) after: FenceSet,
@@ -116,7 +129,7 @@ impl NewMap {
         NewMap {
             attached: asked.attached.clone(),
             range: asked.range.clone(),
-            extents: Vec::new(),
+            extents: Arc::default(),
             decision: asked.decision,
             why_system: None,
             after: FenceSet::new(),
@@ -225,6 +238,16 @@ impl Mapped {
         !matches!(self.why_system, Some(PeerReason::Over(_) | PeerReason::NoVisibleRoom))
     }
 
+    /// Whether it shows the buffer's own bytes in VRAM.
+    pub(super) fn is_direct(&self) -> bool {
+        self.why_system.is_none()
+    }
+
+    /// Whether it shows them through the BAR.
+    pub(super) fn is_in_bar(&self) -> bool {
+        self.is_direct() && !is_linked(&self.decision)
+    }
+
     /// Whether it shows the buffer's own bytes in system memory.
     pub(super) fn is_in_system(&self) -> bool {
         self.why_system.is_some() && !self.is_staged
@@ -329,14 +352,4 @@ impl Manager {
         self.release_peer(charge, until, &mut Held::in_destructor());
         self.promoter.poke();
     }
-}
-
-/// `range` in pages.
-pub(super) fn pages_of(range: &Range<u64>) -> Range<u64> {
-    range.start / PAGE_BYTES..range.end / PAGE_BYTES
-}
-
-/// How many pages `range` is.
-pub(super) fn page_count(range: &Range<u64>) -> u64 {
-    (range.end - range.start) / PAGE_BYTES
 }

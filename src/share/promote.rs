@@ -26,13 +26,13 @@ use devpagemap_fence::{Held, Lock, Outside, Slot, levels};
 
 use super::importer::InvalidateReason;
 use super::map::wish;
-use super::peer_map::{Mapped, page_count, pages_of};
+use super::peer_map::Mapped;
 use crate::aperture::Admitted;
 use crate::bo::{Buffer, BufferObject, Transaction, WeakBuffer};
 use crate::error::Result;
 use crate::events::Event;
 use crate::manager::Manager;
-use crate::region::RegionKind;
+use crate::region::{RegionKind, page_count, pages_of};
 
 /// Who waits for promotion, and who sees to it.
 pub(crate) struct Promoter {

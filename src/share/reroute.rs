@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use devpagemap_fence::{Held, Lock, Slot, levels};
 
-use super::accord::reaches_bar;
+use super::accord::{is_linked, reaches_bar};
 use super::attachment::{Attached, Revoked};
 use super::importer::InvalidateReason;
 use super::peer_map::Mapped;
@@ -16,6 +16,7 @@ use crate::bo::{Buffer, BufferObject, Transaction, WeakBuffer};
 use crate::error::Result;
 use crate::events::PeerReason;
 use crate::manager::Manager;
+use crate::pagemap::Decision;
 
 /// The buffers of a device that importers have attached to, by id. Its own lock.
 pub(crate) struct SharedBuffers(Lock<levels::Aperture, BTreeMap<u64, WeakBuffer>>);
@@ -61,9 +62,9 @@ impl Transaction<'_, '_, '_> {
         let otherwise: Vec<Arc<Attached>> = {
             let peers = &self.exec.set().state(slot).peers;
             let is_otherwise = |attached: &&Arc<Attached>| {
-                let reaches = reaches_bar(&self.manager.decision(&attached.joined));
+                let now = self.manager.decision(&attached.joined);
                 let mut maps = peers.live().filter(|mapped| mapped.attached.id == attached.id);
-                maps.any(|mapped| takes_another_way(mapped, reaches))
+                maps.any(|mapped| takes_another_way(mapped, &now))
             };
             peers.parties().filter(is_otherwise).cloned().collect()
         };
@@ -89,10 +90,10 @@ impl Transaction<'_, '_, '_> {
 }
 
 /// Whether a map goes another way than it would now, as far as its importer is concerned.
-fn takes_another_way(mapped: &Mapped, reaches: bool) -> bool {
+fn takes_another_way(mapped: &Mapped, now: &Decision) -> bool {
     match mapped.why_system {
-        None => !reaches,
-        Some(PeerReason::NoPeerAccess) => reaches,
+        None => !reaches_bar(now) || is_linked(now) != is_linked(&mapped.decision),
+        Some(PeerReason::NoPeerAccess) => reaches_bar(now),
         // It is not for want of a route that it is there.
         Some(_) => false,
     }

@@ -246,7 +246,7 @@ impl Transaction<'_, '_, '_> {
         }
     }
 
-    fn begin_use(&mut self, slot: Slot, map: &PeerMap, access: Access) -> Result<FenceSet> {
+    pub(super) fn begin_use(&mut self, slot: Slot, map: &PeerMap, access: Access) -> Result<FenceSet> {
         let mapped = &map.mapped;
         let state = self.exec.set().state(slot);
         state.check_not_lost()?;
@@ -268,7 +268,7 @@ impl Transaction<'_, '_, '_> {
         Ok(after)
     }
 
-    fn end_use(&mut self, slot: Slot, map: &PeerMap, access: Access, fence: &Fence) -> Result<()> {
+    pub(super) fn end_use(&mut self, slot: Slot, map: &PeerMap, access: Access, fence: &Fence) -> Result<()> {
         let mapped = &map.mapped;
         let Some(copy) = mapped.copy().filter(|_| mapped.is_live()) else {
             return self.add_use(slot, mapped, access, fence);

@@ -110,6 +110,7 @@ pub fn write_mapped_bytes(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64
         let written = match extent.addr {
             PeerAddr::Bar(addr) => device.driver().write_bar(addr, &bytes),
             PeerAddr::System(addr) => device.driver().write_system(addr, &bytes),
+            PeerAddr::Vram(addr) => device.driver().write_vram(addr, &bytes),
         };
         written.expect("a mapped address is one");
         offset += extent.len_bytes;
@@ -134,6 +135,7 @@ pub fn expect_mapped_bytes(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u6
         let read = match extent.addr {
             PeerAddr::Bar(addr) => device.driver().read_bar(addr, &mut bytes),
             PeerAddr::System(addr) => device.driver().read_system(addr, &mut bytes),
+            PeerAddr::Vram(addr) => device.driver().read_vram(addr, &mut bytes),
         };
         read.expect("a mapped address is one");
         // What fills up the last page is nobody's pattern.
@@ -157,6 +159,6 @@ pub fn way(map: &PeerMap, buffer: &Buffer) -> (Route, Option<RegionKind>) {
 pub fn bar_addr(map: &PeerMap) -> BarAddr {
     match map.extents()[0].addr {
         PeerAddr::Bar(addr) => addr,
-        PeerAddr::System(_) => panic!("{map:?} is not in the BAR"),
+        PeerAddr::System(_) | PeerAddr::Vram(_) => panic!("{map:?} is not in the BAR"),
     }
 }
