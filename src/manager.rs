@@ -247,7 +247,7 @@ impl Manager {
     ) -> Fence {
         let buffer = transaction.exec.set().arc(slot);
         match &request.operation {
-            Operation::Copy { .. } => {
+            Operation::Copy { .. } | Operation::Pull { .. } => {
                 Counters::count(&self.counters.moves);
                 Counters::add(&self.counters.moved_bytes, buffer.footprint_bytes);
             }

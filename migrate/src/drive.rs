@@ -11,6 +11,7 @@
 //!                                  v
 //!             lock { read inbox; next step }  -->  signal points        (runs callbacks)
 //!                    ^                        -->  engine.submit(chunk) (may answer at once)
+//!                    |                        -->  ask for the ring's memory, send an errand to a peer, report one
 //!                    `----------------------------------'
 //! ```
 //!
@@ -22,8 +23,11 @@
 //! Nothing is lost: an event is noted before its thread drives, and a thread stops driving only after it has seen,
 //! under the lock, that there is no next step.
 
+use crate::address::Extent;
 use crate::engine::{Completion, EngineError};
 use crate::ledger::Ledger;
+use crate::peer::Report;
+use crate::ring::SlotIndex;
 use crate::schedule::MoveId;
 use crate::slots::Ticket;
 use crate::state::{Publication, State, Step};
@@ -31,18 +35,20 @@ use devpagemap_fence::levels::{self, Below, Level};
 use devpagemap_fence::lockdep::Signalling;
 use devpagemap_fence::sync::Condvar;
 use devpagemap_fence::sync::atomic::{AtomicUsize, Ordering};
-use devpagemap_fence::{Held, Lock, Outside, Timeline, Watched};
+use devpagemap_fence::sync::thread::yield_now;
+use devpagemap_fence::{FenceError, Held, Lock, Outside, Timeline, Watched};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-/// What an engine answered.
-struct Answer {
-    engine: usize,
-    ticket: Ticket,
-    result: Result<(), EngineError>,
+/// What was answered.
+enum Answer {
+    /// By an engine, for a chunk.
+    Chunk { engine: usize, ticket: Ticket, result: Result<(), EngineError> },
+    /// By a peer, for an errand that fills a slot.
+    Errand { slot: SlotIndex, outcome: Result<(), FenceError> },
 }
 
 /// The queue, shared by its handle, the callbacks it has registered and the chunks in flight.
@@ -90,12 +96,15 @@ impl Inner {
     {
         let Some(driving) = Driving::begin(self) else { return };
         let _signalling = Signalling::begin();
-        let (mut published, mut panicked) = (None, None);
+        let (mut published, mut supplied, mut panicked) = (None, None, None);
         loop {
             let now = Instant::now();
             let mut state = self.state.lock(held);
             if let Some(lane) = published.take() {
                 state.published(lane);
+            }
+            if let Some(found) = supplied.take() {
+                state.supplied(found, &self.ledger);
             }
             self.read_inbox(&mut state, now);
             let step = state.next_step(now, &self.ledger);
@@ -112,8 +121,23 @@ impl Inner {
                 Step::Submit { engine, index, ticket, chunk } => {
                     if let Err(error) = engine.submit(chunk, self.completion(index, ticket)) {
                         // Before what the dropped completion has noted meanwhile: this says why.
-                        self.inbox.lock().push_front(Answer { engine: index, ticket, result: Err(error) });
+                        let answer = Answer::Chunk { engine: index, ticket, result: Err(error) };
+                        self.inbox.lock().push_front(answer);
                     }
+                }
+                Step::Tell(report, outcome) => {
+                    let told = catch_unwind(AssertUnwindSafe(|| report(outcome)));
+                    panicked = panicked.or(told.err());
+                }
+                Step::FindRing(wish) => {
+                    let found = catch_unwind(AssertUnwindSafe(|| wish.ask()));
+                    supplied = Some(found.unwrap_or_else(|panic| {
+                        panicked.get_or_insert(panic);
+                        None
+                    }));
+                }
+                Step::Errand { peer, operation, urgency, slot } => {
+                    peer.send(operation, urgency, self.report(slot), held);
                 }
                 Step::Rest => break,
             }
@@ -139,6 +163,29 @@ impl Inner {
         let fences = self.state.lock(held).release(id, &self.ledger);
         drop(fences);
         self.drive(held);
+    }
+
+    /// Where the staging ring is; its memory is asked for if need be.
+    pub(crate) fn find_ring<H: Level>(&self, held: &mut Held<'_, H>) -> Option<Extent>
+    where
+        levels::MoveQueue: Below<H>,
+    {
+        let wish = loop {
+            let mut state = self.state.lock(held);
+            if let Some(extent) = state.ring_extent() {
+                return Some(extent);
+            }
+            if !state.is_asking_for_ring() {
+                break state.wish_for_ring()?;
+            }
+            drop(state);
+            yield_now();
+        };
+        let asked = catch_unwind(AssertUnwindSafe(|| wish.ask()));
+        let found = asked.as_ref().ok().copied().flatten();
+        self.state.lock(held).supplied(found, &self.ledger);
+        self.drive(held);
+        asked.unwrap_or_else(|panic| resume_unwind(panic)).map(|(_, extent)| extent)
     }
 
     /// Fails the moves that still wait for fences.
@@ -198,7 +245,12 @@ impl Inner {
 
     fn completion(&self, engine: usize, ticket: Ticket) -> Completion {
         let me = self.me.upgrade().expect("a queue that is borrowed is alive");
-        Completion::new(move |result| me.answer(Answer { engine, ticket, result }))
+        Completion::new(move |result| me.answer(Answer::Chunk { engine, ticket, result }))
+    }
+
+    fn report(&self, slot: SlotIndex) -> Report {
+        let me = self.me.upgrade().expect("a queue that is borrowed is alive");
+        Box::new(move |outcome| me.answer(Answer::Errand { slot, outcome }))
     }
 
     fn answer(&self, answer: Answer) {
@@ -211,8 +263,13 @@ impl Inner {
 
     fn read_inbox(&self, state: &mut State, now: Instant) {
         let answers = std::mem::take(&mut *self.inbox.lock());
-        for Answer { engine, ticket, result } in answers {
-            state.answered(engine, ticket, result, now, &self.ledger);
+        for answer in answers {
+            match answer {
+                Answer::Chunk { engine, ticket, result } => {
+                    state.answered(engine, ticket, result, now, &self.ledger);
+                }
+                Answer::Errand { slot, outcome } => state.errand_ended(slot, outcome, &self.ledger),
+            }
         }
     }
 

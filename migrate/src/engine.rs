@@ -12,6 +12,7 @@ use crate::address::{Addr, Space};
 use crate::piece::{Piece, Route};
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 /// Performs chunks of moves. A driver implements it once for each of its copy engines.
 ///
@@ -26,6 +27,14 @@ pub trait CopyEngine: Send + Sync {
     fn reaches(&self, from: Option<Space>, to: Space) -> bool {
         let _ = (from, to);
         true
+    }
+
+    /// Which offsets of a memory the engine can address; all of them by default. What lies outside and no other engine
+    /// reaches either goes through the queue's [staging ring](crate::MoveQueueBuilder::staging).
+    /// Asked once, when the engine joins a queue.
+    fn window(&self, space: Space) -> Range<u64> {
+        let _ = space;
+        0..u64::MAX
     }
 
     /// How many chunks the engine holds at a time, at least 1. Two keep it busy while the queue looks for the

@@ -42,6 +42,12 @@ pub struct MoveStats {
     pub chunks: u64,
     /// Bytes that the fallback had to do.
     pub fallback_bytes: u64,
+    /// Bytes that went through the staging ring.
+    pub staged_bytes: u64,
+    /// Memory of the staging ring, in bytes; 0 until the first move needs it.
+    pub staging_ring_bytes: u64,
+    /// How much of a move goes into a slot of the ring at a time, as measured so far, in bytes.
+    pub fragment_bytes: u64,
     /// Chunks that an engine, or the fallback, failed.
     pub engine_failures: u64,
     /// Engines that hung and were reset.
@@ -88,6 +94,16 @@ impl Ledger {
         }
     }
 
+    pub(crate) fn ring_is_there(&self, len_bytes: u64) {
+        self.stats.lock().staging_ring_bytes = len_bytes;
+    }
+
+    pub(crate) fn staged(&self, len_bytes: u64, fragment_bytes: u64) {
+        let mut stats = self.stats.lock();
+        stats.staged_bytes += len_bytes;
+        stats.fragment_bytes = fragment_bytes;
+    }
+
     pub(crate) fn engine_failed(&self, engine: usize) {
         let mut stats = self.stats.lock();
         stats.engine_failures += 1;
@@ -113,7 +129,7 @@ impl Ledger {
         stats.moves += 1;
         match operation {
             _ if !ok => stats.failed_moves += 1,
-            Operation::Copy { dst, .. } => stats.moved_bytes += dst.len_bytes(),
+            Operation::Copy { dst, .. } | Operation::Pull { dst, .. } => stats.moved_bytes += dst.len_bytes(),
             Operation::Clear { dst } => stats.cleared_bytes += dst.len_bytes(),
         }
     }

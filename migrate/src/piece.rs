@@ -15,6 +15,8 @@
 //! the same operation always gives the same pieces.
 
 use crate::address::{Addr, ExtentList, Space};
+use crate::peer::PeerQueue;
+use crate::zones::{Way, Zones};
 
 /// A run of bytes that is contiguous at both ends.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -89,6 +91,18 @@ pub enum Operation {
         /// What is written.
         dst: ExtentList,
     },
+    /// Copies the bytes of `src`, in the memory of another device, to `dst`: the engines of that device fill this
+    /// queue's staging ring, those of this queue empty it. Equal lengths.
+    Pull {
+        /// Who copies into the ring.
+        from: PeerQueue,
+        /// What is read, as `from` sees it.
+        src: ExtentList,
+        /// Where `from` sees the first byte of this queue's [ring](crate::MoveQueue::staging_ring).
+        ring_at: Addr,
+        /// What is written.
+        dst: ExtentList,
+    },
 }
 
 impl Operation {
@@ -100,7 +114,7 @@ impl Operation {
     /// What is read, if anything is.
     pub fn src(&self) -> Option<&ExtentList> {
         match self {
-            Operation::Copy { src, .. } => Some(src),
+            Operation::Copy { src, .. } | Operation::Pull { src, .. } => Some(src),
             Operation::Clear { .. } => None,
         }
     }
@@ -108,13 +122,18 @@ impl Operation {
     /// What is written.
     pub fn dst(&self) -> &ExtentList {
         match self {
-            Operation::Copy { dst, .. } | Operation::Clear { dst } => dst,
+            Operation::Copy { dst, .. } | Operation::Clear { dst } | Operation::Pull { dst, .. } => dst,
         }
+    }
+
+    /// Whether another device's engines read for it.
+    pub(crate) fn is_pull(&self) -> bool {
+        matches!(self, Operation::Pull { .. })
     }
 
     /// Why the operation makes no sense, if it does not.
     pub(crate) fn fault(&self) -> Option<String> {
-        let Operation::Copy { src, dst } = self else { return None };
+        let (src, dst) = (self.src()?, self.dst());
         if src.len_bytes() != dst.len_bytes() {
             return Some(format!(
                 "a copy of {} bytes to {} bytes: the ends differ in length",
@@ -122,7 +141,9 @@ impl Operation {
                 dst.len_bytes()
             ));
         }
-        src.overlaps(dst).then(|| "a copy whose source and destination overlap".to_owned())
+        // Addresses of two devices cannot be compared.
+        (!self.is_pull() && src.overlaps(dst))
+            .then(|| "a copy whose source and destination overlap".to_owned())
     }
 }
 
@@ -183,11 +204,7 @@ impl Cursor {
     /// The next piece, of at most `limit_bytes` bytes; `None` at the end of the operation or for a limit of 0.
     pub fn next_piece(&mut self, operation: &Operation, limit_bytes: u64) -> Option<Piece> {
         let piece = self.peek(operation, limit_bytes)?;
-        if let Some(src) = operation.src() {
-            self.src.advance(src, piece.len_bytes);
-        }
-        self.dst.advance(operation.dst(), piece.len_bytes);
-        self.offset_bytes += piece.len_bytes;
+        self.advance(operation, &piece);
         Some(piece)
     }
 
@@ -198,15 +215,40 @@ impl Cursor {
 
     /// The next chunk: pieces of one route, at most `limit_bytes` bytes of them. Empty at the end.
     pub fn next_chunk(&mut self, operation: &Operation, limit_bytes: u64) -> Vec<Piece> {
+        self.next_chunk_within(operation, limit_bytes, &Zones::whole())
+    }
+
+    /// The way of the next piece.
+    pub(crate) fn way(&self, operation: &Operation, zones: &Zones) -> Option<Way> {
+        self.peek(operation, u64::MAX).map(|piece| zones.way(operation, &piece))
+    }
+
+    /// As [`next_chunk`](Self::next_chunk), where no piece leaves its zone and all pieces go one way.
+    pub(crate) fn next_chunk_within(
+        &mut self,
+        operation: &Operation,
+        limit_bytes: u64,
+        zones: &Zones,
+    ) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        let Some(route) = self.route(operation) else { return pieces };
+        let Some(way) = self.way(operation, zones) else { return pieces };
         let end = self.offset_bytes.saturating_add(limit_bytes);
-        while self.route(operation) == Some(route)
-            && let Some(piece) = self.next_piece(operation, end - self.offset_bytes)
+        while let Some(mut piece) = self.peek(operation, end - self.offset_bytes)
+            && zones.way(operation, &piece) == way
         {
+            zones.clip(operation, &mut piece);
+            self.advance(operation, &piece);
             pieces.push(piece);
         }
         pieces
+    }
+
+    fn advance(&mut self, operation: &Operation, piece: &Piece) {
+        if let Some(src) = operation.src() {
+            self.src.advance(src, piece.len_bytes);
+        }
+        self.dst.advance(operation.dst(), piece.len_bytes);
+        self.offset_bytes += piece.len_bytes;
     }
 
     /// The position `offset_bytes` into `operation`.

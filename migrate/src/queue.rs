@@ -1,12 +1,16 @@
 //! The move queue: what its owner sees.
 
+use crate::address::Extent;
 use crate::drive::{Driving, Inner};
 use crate::engine::CopyEngine;
 use crate::lane::Lane;
 use crate::ledger::{Ledger, MoveStats};
+use crate::peer::PeerQueue;
 use crate::request::{MoveRequest, Urgency};
+use crate::ring::{Ring, StagingMemory};
 use crate::slots::{EngineSet, EngineSlot, Role};
 use crate::state::State;
+use crate::zones::Zones;
 use devpagemap_fence::levels::{self, Below, Level};
 use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::sync::atomic::Ordering;
@@ -19,6 +23,8 @@ use std::time::Duration;
 const CHUNK_BYTES: u64 = 1 << 20;
 const CHUNK_ALIGN_BYTES: u64 = 4096;
 const LANES: usize = 8;
+/// Two keep both engines busy where each takes as long as the other; more even out what differs.
+const STAGING_SLOTS: usize = 4;
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Moves bytes in the background, on as many engines as the device has, and signals a fence for each move.
@@ -62,6 +68,8 @@ impl MoveQueue {
             chunk_bytes: CHUNK_BYTES,
             lanes: LANES,
             chunk_timeout: CHUNK_TIMEOUT,
+            staging: None,
+            staging_slots: STAGING_SLOTS,
         }
     }
 
@@ -102,6 +110,24 @@ impl MoveQueue {
             inner.release(id, held);
         }
         fence
+    }
+
+    /// Where the staging ring is, for a peer that is to be shown it before a [pull](MoveRequest::pull). Its memory is asked
+    /// for if it was not needed before; `None` when there is none. It stays where it is as long as the queue lives.
+    ///
+    /// # Lock level
+    /// As [`submit`](Self::submit).
+    pub fn staging_ring<H: Level>(&self, held: &mut Held<'_, H>) -> Option<Extent>
+    where
+        levels::Region: Below<H>,
+        levels::MoveQueue: Below<H>,
+    {
+        self.inner.find_ring(held)
+    }
+
+    /// The queue's engines as the queues of other devices see them.
+    pub fn peer(&self) -> PeerQueue {
+        PeerQueue { queue: Arc::downgrade(&self.inner) }
     }
 
     /// Totals so far. May be called whatever is held.
@@ -174,6 +200,8 @@ pub struct MoveQueueBuilder {
     chunk_bytes: u64,
     lanes: usize,
     chunk_timeout: Duration,
+    staging: Option<Arc<dyn StagingMemory>>,
+    staging_slots: usize,
 }
 
 impl MoveQueueBuilder {
@@ -209,14 +237,30 @@ impl MoveQueueBuilder {
         MoveQueueBuilder { chunk_timeout: timeout, ..self }
     }
 
+    /// Where the memory of a staging ring comes from, through which moves go whose ends no engine reaches alone. It is
+    /// asked for when the first such move comes. Without it, which is the default, they go to the fallback or fail.
+    pub fn staging(self, memory: impl StagingMemory + 'static) -> Self {
+        MoveQueueBuilder { staging: Some(Arc::new(memory)), ..self }
+    }
+
+    /// How many slots the staging ring has, at least 1; with one, its two engines take turns. 4 by default.
+    pub fn staging_slots(self, slots: usize) -> Self {
+        MoveQueueBuilder { staging_slots: slots.max(1), ..self }
+    }
+
     /// The queue.
     ///
     /// # Panics
-    /// When there are more than 64 engines, the fallback included.
+    /// When there are more than 64 engines, the fallback included, and when their
+    /// [windows](CopyEngine::window) cut the two memories into more than 10 parts.
     pub fn build(self) -> MoveQueue {
-        let engines = self.engines.into_iter().map(|engine| EngineSlot::new(engine, Role::Engine));
-        let fallback = self.fallback.into_iter().map(|engine| EngineSlot::new(engine, Role::Fallback));
-        let engines: Vec<EngineSlot> = engines.chain(fallback).collect();
+        let engines = || self.engines.iter().chain(&self.fallback);
+        let zones = Zones::of(engines().map(|engine| &**engine));
+        let roles = std::iter::repeat_n(Role::Engine, self.engines.len()).chain([Role::Fallback]);
+        let engines: Vec<EngineSlot> = engines()
+            .zip(roles)
+            .map(|(engine, role)| EngineSlot::new(engine.clone(), role, &zones))
+            .collect();
         assert!(engines.len() <= EngineSet::CAPACITY, "{} engines are too many for a queue", engines.len());
         let lanes = Urgency::ALL.into_iter().flat_map(|urgency| (0..self.lanes).map(move |at| (urgency, at)));
         let (timelines, lanes): (Vec<Timeline>, Vec<Lane>) = lanes
@@ -227,7 +271,8 @@ impl MoveQueueBuilder {
             })
             .unzip();
         let ledger = Ledger::new(engines.iter().map(|slot| &slot.name));
-        let state = State::new(engines, lanes, self.chunk_bytes);
+        let ring = Ring::new(self.staging, self.staging_slots);
+        let state = State::new(engines, zones, ring, lanes, self.chunk_bytes);
         let inner =
             Arc::new_cyclic(|me| Inner::new(me.clone(), timelines, self.chunk_timeout, state, ledger));
         MoveQueue { inner }

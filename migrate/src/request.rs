@@ -1,6 +1,7 @@
 //! What the manager asks of the queue.
 
-use crate::address::ExtentList;
+use crate::address::{Addr, ExtentList};
+use crate::peer::PeerQueue;
 use crate::piece::Operation;
 use devpagemap_fence::FenceSet;
 
@@ -53,6 +54,16 @@ impl MoveRequest {
     /// A foreground clear that waits for nothing.
     pub fn clear(label: u64, dst: ExtentList) -> MoveRequest {
         MoveRequest::new(label, Operation::Clear { dst })
+    }
+
+    /// A foreground pull that waits for nothing: the engines of `from` copy `src`, which is in their memory, into the
+    /// staging ring of the queue that this is submitted to, and its own engines copy it from there to `dst`.
+    /// `ring_at` is where `from` sees the first byte of that [ring](crate::MoveQueue::staging_ring).
+    ///
+    /// `from` works for the pull as for its own moves, with its own fallbacks; an error there is the error of this move.
+    /// What `src` has to wait for belongs to [`needs`](Self::needs) or [`after`](Self::after), as always.
+    pub fn pull(label: u64, from: PeerQueue, src: ExtentList, ring_at: Addr, dst: ExtentList) -> MoveRequest {
+        MoveRequest::new(label, Operation::Pull { from, src, ring_at, dst })
     }
 
     /// The same move without urgency.

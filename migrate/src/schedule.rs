@@ -1,6 +1,6 @@
 //! Which chunk an engine takes next.
 //!
-//! Ready moves are kept in sets by urgency and by the route of their next chunk, ordered by age, so "the oldest
+//! Ready moves are kept in sets by urgency and by the way (`zones.rs`) of their next chunk, ordered by age, so "the oldest
 //! chunk of the urgent ones that this engine reaches" is a handful of first elements:
 //!
 //! ```text
@@ -13,8 +13,8 @@
 //! background for ever, a background chunk that was passed over [`FOREGROUND_RUN`] times in a row is taken next:
 //! background moves get at least one chunk in eight, and an urgent one is delayed by one chunk at the most.
 
-use crate::piece::Route;
 use crate::request::Urgency;
+use crate::zones::WaySet;
 use std::collections::BTreeSet;
 
 /// Names a move inside its queue; smaller is older.
@@ -23,60 +23,38 @@ pub(crate) type MoveId = u64;
 /// How many foreground chunks in a row may pass over a waiting background chunk.
 pub(crate) const FOREGROUND_RUN: u32 = 7;
 
-/// A set of routes.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RouteSet(u8);
-
-impl RouteSet {
-    pub(crate) fn of(contains: impl Fn(Route) -> bool) -> RouteSet {
-        Route::ALL
-            .into_iter()
-            .filter(|route| contains(*route))
-            .fold(RouteSet(0), |set, route| set.with(route))
-    }
-
-    pub(crate) fn with(self, route: Route) -> RouteSet {
-        RouteSet(self.0 | 1 << route.index())
-    }
-
-    pub(crate) fn contains(self, route: Route) -> bool {
-        self.0 & 1 << route.index() != 0
-    }
-
-    pub(crate) fn union(self, other: RouteSet) -> RouteSet {
-        RouteSet(self.0 | other.0)
-    }
-
-    pub(crate) fn without(self, other: RouteSet) -> RouteSet {
-        RouteSet(self.0 & !other.0)
-    }
-
-    pub(crate) fn iter(self) -> impl Iterator<Item = Route> {
-        Route::ALL.into_iter().filter(move |route| self.contains(*route))
-    }
-}
-
 /// The moves that have a chunk to be taken.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ReadyMoves {
-    /// By urgency, then by the route of the next chunk.
-    sets: [[BTreeSet<MoveId>; Route::ALL.len()]; Urgency::ALL.len()],
+    /// By urgency, then by the way of the next chunk.
+    sets: [Vec<BTreeSet<MoveId>>; Urgency::ALL.len()],
     /// How many foreground chunks were taken since a background one could have been.
     passed_over: u32,
 }
 
 impl ReadyMoves {
-    pub(crate) fn insert(&mut self, id: MoveId, urgency: Urgency, route: Route) {
-        self.sets[urgency as usize][route.index()].insert(id);
+    /// No move, for so many ways.
+    pub(crate) fn new(ways: usize) -> ReadyMoves {
+        ReadyMoves { sets: Urgency::ALL.map(|_| vec![BTreeSet::new(); ways]), passed_over: 0 }
     }
 
-    pub(crate) fn remove(&mut self, id: MoveId, urgency: Urgency, route: Route) {
-        self.sets[urgency as usize][route.index()].remove(&id);
+    pub(crate) fn insert(&mut self, id: MoveId, urgency: Urgency, way: usize) {
+        self.sets[urgency as usize][way].insert(id);
     }
 
-    /// The oldest move whose next chunk is on one of these routes.
-    pub(crate) fn oldest(&self, urgency: Urgency, routes: RouteSet) -> Option<MoveId> {
-        routes.iter().filter_map(|route| self.sets[urgency as usize][route.index()].first()).min().copied()
+    pub(crate) fn remove(&mut self, id: MoveId, urgency: Urgency, way: usize) {
+        self.sets[urgency as usize][way].remove(&id);
+    }
+
+    /// The oldest move whose next chunk goes one of these ways.
+    pub(crate) fn oldest(&self, urgency: Urgency, ways: WaySet) -> Option<MoveId> {
+        ways.iter().filter_map(|way| self.sets[urgency as usize][way].first()).min().copied()
+    }
+
+    /// Those of these ways that some move wants to go next.
+    pub(crate) fn wanted(&self, ways: WaySet) -> WaySet {
+        let is_wanted = |way: &usize| self.sets.iter().any(|sets| !sets[*way].is_empty());
+        ways.iter().filter(is_wanted).fold(WaySet::default(), WaySet::with)
     }
 
     /// Whether the background's turn has come, given that both have a chunk to be taken. Counts the turn.

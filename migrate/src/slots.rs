@@ -13,7 +13,9 @@
 //! engine (a hang) removes the ticket, so an answer that comes after all finds nothing and changes nothing.
 
 use crate::engine::{CopyEngine, EngineError, Reset};
-use crate::schedule::{MoveId, RouteSet};
+use crate::ring::Leg;
+use crate::schedule::MoveId;
+use crate::zones::{Way, WaySet, Zones};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,16 +41,28 @@ impl EngineSet {
     pub(crate) fn contains(self, engine: usize) -> bool {
         self.0 & 1 << engine != 0
     }
+
+    pub(crate) fn without(self, others: EngineSet) -> EngineSet {
+        EngineSet(self.0 & !others.0)
+    }
 }
 
-/// A byte range of a move, as an engine holds it or as it waits to be redone.
+/// A byte range of a move, as an engine holds it or as it waits for one.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub(crate) id: MoveId,
     pub(crate) offset_bytes: u64,
     pub(crate) len_bytes: u64,
+    /// All the way, or into or out of the staging ring.
+    pub(crate) leg: Leg,
+    /// The way of this leg.
+    pub(crate) way: Way,
     /// Engines that failed on it.
     pub(crate) tried: EngineSet,
+    /// Those of them that only could not reach its addresses.
+    pub(crate) beyond: EngineSet,
+    /// It was in the staging ring in vain.
+    pub(crate) unstaged: bool,
     /// The last engine that did not do it, and why.
     pub(crate) trouble: Option<(usize, EngineError)>,
 }
@@ -81,7 +95,7 @@ pub(crate) struct EngineSlot {
     pub(crate) engine: Arc<dyn CopyEngine>,
     pub(crate) name: Arc<str>,
     pub(crate) role: Role,
-    pub(crate) reaches: RouteSet,
+    pub(crate) reaches: WaySet,
     pub(crate) depth: usize,
     pub(crate) health: Health,
     failures_in_a_row: u32,
@@ -93,11 +107,11 @@ pub(crate) struct EngineSlot {
 
 impl EngineSlot {
     /// Asks the engine once for what does not change.
-    pub(crate) fn new(engine: Arc<dyn CopyEngine>, role: Role) -> EngineSlot {
+    pub(crate) fn new(engine: Arc<dyn CopyEngine>, role: Role, zones: &Zones) -> EngineSlot {
         EngineSlot {
             name: engine.name().into(),
             role,
-            reaches: RouteSet::of(|route| engine.reaches(route.from, route.to)),
+            reaches: zones.reached_by(&*engine),
             depth: engine.depth().max(1),
             health: Health::Working,
             failures_in_a_row: 0,

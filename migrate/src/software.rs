@@ -13,7 +13,7 @@
 //! still the one in which it took its chunk. `reset` raises the epoch and waits for `copying` to be clear. So once
 //! `reset` has returned, a chunk of an earlier epoch never touches memory again, though its thread may still hold it.
 
-use crate::Space;
+use crate::address::{Addr, Space};
 use crate::copy::Run;
 use crate::engine::{Chunk, Completion, CopyEngine, EngineError, Reset};
 use crate::memory::MemoryMap;
@@ -24,6 +24,7 @@ use devpagemap_fence::sync::Condvar;
 use devpagemap_fence::{Outside, OutsideGuard};
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -90,6 +91,8 @@ struct Work {
 
 struct Shared {
     memory: Arc<dyn MemoryMap>,
+    /// The offsets of system memory that the engine sees. Constant.
+    window: Range<u64>,
     work: Outside<Work>,
     /// Notified on everything the thread may wait for.
     wake: Condvar,
@@ -127,9 +130,23 @@ impl SoftwareEngine {
         memory: Arc<dyn MemoryMap>,
         routes: impl IntoIterator<Item = Route>,
     ) -> Arc<SoftwareEngine> {
+        SoftwareEngine::seeing(name, memory, routes, 0..u64::MAX)
+    }
+
+    /// An engine that reaches only these routes, and only these offsets of system memory, as one behind a DMA mask.
+    ///
+    /// # Panics
+    /// When the system gives no thread.
+    pub fn seeing(
+        name: impl Into<String>,
+        memory: Arc<dyn MemoryMap>,
+        routes: impl IntoIterator<Item = Route>,
+        window: Range<u64>,
+    ) -> Arc<SoftwareEngine> {
         let name = name.into();
         let shared = Arc::new(Shared {
             memory,
+            window: window.clone(),
             work: Outside::new("software engine", Work::default()),
             wake: Condvar::new(),
             quiet: Condvar::new(),
@@ -162,6 +179,13 @@ impl CopyEngine for SoftwareEngine {
 
     fn reaches(&self, from: Option<Space>, to: Space) -> bool {
         self.routes.contains(&Route { from, to })
+    }
+
+    fn window(&self, space: Space) -> Range<u64> {
+        match space {
+            Space::Vram => 0..u64::MAX,
+            Space::System => self.shared.window.clone(),
+        }
     }
 
     fn submit(&self, chunk: Chunk, done: Completion) -> Result<(), EngineError> {
@@ -270,6 +294,9 @@ impl Shared {
 
     /// Performs a chunk as its fate has it; `None` when the epoch has changed before it was done.
     fn perform(&self, chunk: &Chunk, fate: Fate, epoch: u64) -> Option<Result<(), EngineError>> {
+        if let Some((addr, len_bytes)) = self.unseen(chunk) {
+            return Some(Err(EngineError::Unreachable { addr, len_bytes }));
+        }
         let runs = match transfer::resolve(&*self.memory, chunk) {
             Ok(runs) => runs,
             Err(error) => return Some(Err(error)),
@@ -289,6 +316,19 @@ impl Shared {
         }
         self.copy(&second, is_clear, epoch)?;
         Some(Ok(()))
+    }
+
+    /// The first end of a piece that is not within the window.
+    fn unseen(&self, chunk: &Chunk) -> Option<(Addr, u64)> {
+        let ends = chunk
+            .pieces()
+            .iter()
+            .flat_map(|piece| piece.src.into_iter().chain([piece.dst]).map(|addr| (addr, piece.len_bytes)));
+        let is_seen = |addr: Addr, len_bytes: u64| {
+            let end = addr.offset().saturating_add(len_bytes);
+            addr.space() == Space::Vram || (self.window.start <= addr.offset() && end <= self.window.end)
+        };
+        ends.into_iter().find(|(addr, len_bytes)| !is_seen(*addr, *len_bytes))
     }
 
     /// Copies, unless the epoch has changed.

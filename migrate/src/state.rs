@@ -7,21 +7,27 @@
 //!
 //! A ready move is cut into chunks as engines ask for them. A chunk that an engine did not do becomes a *part to be
 //! redone*, with the engines that already failed on it; it goes to another engine, then to the fallback, and when
-//! nobody is left the move fails. A move ends only when none of its chunks is in flight, so a signalled fence means
+//! nobody is left the move fails. What no single engine can do goes through the staging ring (`ring.rs`): what is in
+//! there waits for its second engine among the parts that are to be redone. A move ends only when none of its chunks is in flight, so a signalled fence means
 //! that nothing touches its memory any more, also when it signals with an error.
 //!
 //! Nothing here signals, calls an engine or waits. Each method changes the tables, and
 //! [`next_step`](State::next_step) says what is to be done outside the lock.
 
 mod dispatch;
+mod hopeless;
+mod staging;
 
 use crate::engine::{Chunk, CopyEngine, EngineError, Reset};
 use crate::lane::{self, Lane, Place};
 use crate::ledger::Ledger;
+use crate::peer::{PeerQueue, Report};
 use crate::piece::{Cursor, Operation};
 use crate::request::Urgency;
+use crate::ring::{Leg, Ring, SlotIndex, Wish};
 use crate::schedule::{MoveId, ReadyMoves};
 use crate::slots::{EngineSlot, Health, InFlight, Part, Role, Ticket, kind_of_trouble};
+use crate::zones::{WaySet, Zones};
 use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -38,21 +44,42 @@ enum Phase {
     Ended(Result<(), FenceError>),
 }
 
+/// Who hears of a move's end.
+enum Outlet {
+    /// Everybody: it has a point in this lane.
+    Lane(usize),
+    /// Whoever has sent it as an errand; no point signals. Taken when it ends.
+    Errand(Option<Report>),
+}
+
 /// One unpublished move.
 struct Move {
     operation: Operation,
     urgency: Urgency,
     phase: Phase,
-    lane: usize,
+    outlet: Outlet,
     /// What was not yet cut into chunks.
     cursor: Cursor,
     /// Chunks that some engine holds.
     in_flight: u32,
-    /// Chunks that wait to be redone.
-    redo: u32,
+    /// Parts of it that wait for an engine.
+    waiting: u32,
     /// Why it will fail once no chunk is in flight.
     failure: Option<FenceError>,
     span: tracing::Span,
+}
+
+impl Move {
+    fn new(
+        operation: Operation,
+        urgency: Urgency,
+        phase: Phase,
+        outlet: Outlet,
+        span: tracing::Span,
+    ) -> Move {
+        let (cursor, failure) = (Cursor::default(), None);
+        Move { operation, urgency, phase, outlet, cursor, in_flight: 0, waiting: 0, failure, span }
+    }
 }
 
 /// What is to be done next, without the lock.
@@ -61,6 +88,12 @@ pub(crate) enum Step {
     Publish(Publication),
     /// Hand this chunk to an engine.
     Submit { engine: Arc<dyn CopyEngine>, index: usize, ticket: Ticket, chunk: Chunk },
+    /// Tell who sent an errand how it ended.
+    Tell(Report, Result<(), FenceError>),
+    /// Look for memory for the ring, then call [`State::supplied`].
+    FindRing(Wish),
+    /// Have a peer fill a slot, and answer with [`State::errand_ended`].
+    Errand { peer: PeerQueue, operation: Operation, urgency: Urgency, slot: SlotIndex },
     /// Nothing.
     Rest,
 }
@@ -85,10 +118,40 @@ pub(crate) struct Hung {
 }
 
 /// A chunk that an engine could take.
-struct Candidate {
-    id: MoveId,
-    /// The position among the parts to be redone, if it is one of them.
-    redo: Option<usize>,
+#[derive(Copy, Clone, Debug)]
+enum Candidate {
+    /// The next one of this move.
+    Fresh(MoveId),
+    /// The next one of this move, into the ring.
+    FreshIntoRing(MoveId),
+    /// This one of those that wait.
+    Waiting(usize),
+    /// This one of those that wait, into the ring.
+    WaitingIntoRing(usize),
+}
+
+/// How bytes can get where they are to go.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Means {
+    /// A copy engine does it.
+    Engine,
+    /// Copy engines do it, through the ring.
+    Ring,
+    /// The fallback does it.
+    Fallback,
+    /// The fallback does it, together with an engine.
+    RingWithFallback,
+    /// Nobody can.
+    Nobody,
+}
+
+/// Which fresh chunks an engine may take.
+#[derive(Copy, Clone, Debug, Default)]
+struct Offer {
+    /// Those that go these ways, to where they belong.
+    direct: WaySet,
+    /// Those that go these ways, into the ring.
+    into_ring: WaySet,
 }
 
 /// Everything behind the queue's lock.
@@ -99,7 +162,19 @@ pub(crate) struct State {
     /// How many of them are `Ready`.
     ready_count: usize,
     ready: ReadyMoves,
-    redo: Vec<Part>,
+    /// Parts that an engine did not do, and what is in the ring and waits for its second engine.
+    waiting: Vec<Part>,
+    /// Errands that have ended.
+    told: VecDeque<(Report, Result<(), FenceError>)>,
+    ring: Ring,
+    /// Constant.
+    zones: Zones,
+    /// Ways that nothing but the ring serves. Kept by `replan`.
+    staged: WaySet,
+    /// Ways that nobody serves. Kept by `replan`.
+    unserved: WaySet,
+    /// Beside the engines. Kept by `replan`.
+    offers: Vec<Offer>,
     lanes: Vec<Lane>,
     /// Lanes whose front has ended.
     publishable: VecDeque<usize>,
@@ -115,14 +190,26 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(engines: Vec<EngineSlot>, lanes: Vec<Lane>, chunk_bytes: u64) -> State {
-        State {
+    pub(crate) fn new(
+        engines: Vec<EngineSlot>,
+        zones: Zones,
+        ring: Ring,
+        lanes: Vec<Lane>,
+        chunk_bytes: u64,
+    ) -> State {
+        let mut state = State {
             next_id: 0,
             next_ticket: 0,
             moves: BTreeMap::new(),
             ready_count: 0,
-            ready: ReadyMoves::default(),
-            redo: Vec::new(),
+            ready: ReadyMoves::new(zones.ways().count()),
+            waiting: Vec::new(),
+            told: VecDeque::new(),
+            ring,
+            zones,
+            staged: WaySet::default(),
+            unserved: WaySet::default(),
+            offers: Vec::new(),
             lanes,
             publishable: VecDeque::new(),
             publishing: 0,
@@ -131,17 +218,20 @@ impl State {
             chunk_bytes,
             busy_since: None,
             notes: Vec::new(),
-        }
+        };
+        state.place_ring();
+        state.replan();
+        state
     }
 
     /// Whether nothing is left to do and nothing left to signal.
     pub(crate) fn is_idle(&self) -> bool {
-        self.moves.is_empty() && self.publishing == 0
+        self.moves.is_empty() && self.publishing == 0 && self.told.is_empty()
     }
 
     /// Whether whatever is left waits for fences.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.ready_count == 0 && self.publishable.is_empty() && self.publishing == 0
+        self.ready_count == 0 && self.publishable.is_empty() && self.publishing == 0 && self.told.is_empty()
     }
 
     /// The id that the next move will get.
@@ -172,12 +262,56 @@ impl State {
         record.blocked += 1;
         record.load_bytes += operation.len_bytes();
         let phase = Phase::Blocked { waits, needs };
-        let cursor = Cursor::default();
-        self.moves.insert(
-            id,
-            Move { operation, urgency, phase, lane, cursor, in_flight: 0, redo: 0, failure: None, span },
-        );
+        self.moves.insert(id, Move::new(operation, urgency, phase, Outlet::Lane(lane), span));
         (id, fence)
+    }
+
+    /// Begins what the queue of a peer asks for.
+    pub(crate) fn admit_errand(
+        &mut self,
+        operation: Operation,
+        urgency: Urgency,
+        report: Report,
+        ledger: &Ledger,
+    ) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let (outlet, span) = (Outlet::Errand(Some(report)), tracing::Span::none());
+        let mut record = Move::new(operation, urgency, Phase::Ready, outlet, span);
+        record.failure = record.operation.fault().map(FenceError::failed);
+        self.moves.insert(id, record);
+        self.begin(id, ledger);
+    }
+
+    /// A move is ready: it may be cut, unless it has failed already.
+    fn begin(&mut self, id: MoveId, ledger: &Ledger) {
+        self.ready_count += 1;
+        if self.ring.forget_refusal() {
+            self.replan();
+        }
+        if self.moves[&id].failure.is_none() {
+            self.list_if_uncut(id);
+        }
+        self.end_if_done(id, ledger);
+    }
+
+    /// Lists a move that has bytes left to be cut.
+    fn list_if_uncut(&mut self, id: MoveId) {
+        let record = &self.moves[&id];
+        match record.cursor.way(&record.operation, &self.zones) {
+            Some(_) if record.operation.is_pull() => self.ring.add_pull(id, record.urgency),
+            Some(way) => self.ready.insert(id, record.urgency, self.zones.index(way)),
+            None => {}
+        }
+    }
+
+    fn unlist(&mut self, id: MoveId) {
+        let record = &self.moves[&id];
+        match record.cursor.way(&record.operation, &self.zones) {
+            Some(_) if record.operation.is_pull() => self.ring.remove_pull(id),
+            Some(way) => self.ready.remove(id, record.urgency, self.zones.index(way)),
+            None => {}
+        }
     }
 
     /// Makes urgent what an urgent move waits for: our own moves behind these fences, what stands before them in
@@ -187,25 +321,30 @@ impl State {
         while let Some((lane, seqno)) = todo.pop() {
             let places = self.lanes[lane].hurry(seqno);
             for id in places {
-                let record = self.moves.get_mut(&id).expect("a move in a lane is in the table");
-                if record.urgency == Urgency::Foreground {
-                    continue;
-                }
-                record.urgency = Urgency::Foreground;
-                match &record.phase {
-                    Phase::Blocked { waits, .. } => {
-                        let waits = waits.clone();
-                        todo.extend(self.own_points(&waits));
-                    }
-                    Phase::Ready if record.failure.is_none() => {
-                        if let Some(route) = record.cursor.route(&record.operation) {
-                            self.ready.remove(id, Urgency::Background, route);
-                            self.ready.insert(id, Urgency::Foreground, route);
-                        }
-                    }
-                    Phase::Ready | Phase::Ended(_) => {}
-                }
+                todo.extend(self.make_urgent(id));
             }
+        }
+    }
+
+    /// Makes one move urgent; what of ours it waits for.
+    fn make_urgent(&mut self, id: MoveId) -> Vec<(usize, u64)> {
+        let record = &self.moves[&id];
+        if record.urgency == Urgency::Foreground {
+            return Vec::new();
+        }
+        let is_listed = matches!(record.phase, Phase::Ready) && record.failure.is_none();
+        if is_listed {
+            self.unlist(id);
+        }
+        let record = self.moves.get_mut(&id).expect("a move in a lane is in the table");
+        record.urgency = Urgency::Foreground;
+        if is_listed {
+            self.list_if_uncut(id);
+            return Vec::new();
+        }
+        match &self.moves[&id].phase {
+            Phase::Blocked { waits, .. } => self.own_points(waits),
+            Phase::Ready | Phase::Ended(_) => Vec::new(),
         }
     }
 
@@ -224,19 +363,15 @@ impl State {
         let Phase::Blocked { waits, needs } = std::mem::replace(&mut record.phase, Phase::Ready) else {
             return None;
         };
-        self.ready_count += 1;
-        self.lanes[record.lane].blocked -= 1;
+        if let Outlet::Lane(lane) = record.outlet {
+            self.lanes[lane].blocked -= 1;
+        }
         record.failure = record
             .operation
             .fault()
             .map(FenceError::failed)
             .or_else(|| needs.first_error().map(|error| error.as_dependency()));
-        if record.failure.is_none()
-            && let Some(route) = record.cursor.route(&record.operation)
-        {
-            self.ready.insert(id, record.urgency, route);
-        }
-        self.end_if_done(id, ledger);
+        self.begin(id, ledger);
         Some((waits, needs))
     }
 
@@ -244,16 +379,17 @@ impl State {
     pub(crate) fn abandon_blocked(&mut self, timelines: &[Timeline], ledger: &Ledger) -> Vec<FenceSet> {
         let mut fences = Vec::new();
         for record in self.moves.values_mut() {
-            if !matches!(record.phase, Phase::Blocked { .. }) {
+            let (Phase::Blocked { .. }, Outlet::Lane(lane)) = (&record.phase, &record.outlet) else {
                 continue;
-            }
-            let error = FenceError::Abandoned { timeline: timelines[record.lane].name().into() };
+            };
+            let lane = *lane;
+            let error = FenceError::Abandoned { timeline: timelines[lane].name().into() };
             if let Phase::Blocked { waits, needs } =
                 std::mem::replace(&mut record.phase, Phase::Ended(Err(error)))
             {
                 fences.extend([waits, needs]);
             }
-            let lane = &mut self.lanes[record.lane];
+            let lane = &mut self.lanes[lane];
             lane.blocked -= 1;
             lane.load_bytes -= record.operation.len_bytes();
             ledger.move_ended(&record.operation, false);
@@ -282,6 +418,11 @@ impl State {
                 let slot = &mut self.engines[engine];
                 slot.succeeded();
                 ledger.chunk_done(engine, slot.role == Role::Fallback, chunk.part.len_bytes);
+                match chunk.part.leg {
+                    Leg::Whole => {}
+                    Leg::Fill(slot) => self.filled(slot),
+                    Leg::Empty(slot) => self.emptied(slot, now, ledger),
+                }
             }
             Err(error) => {
                 self.blame(engine, &error, ledger);
@@ -305,20 +446,42 @@ impl State {
     fn note_quarantine(&mut self, engine: usize, error: &EngineError, ledger: &Ledger) {
         let kind = kind_of_trouble(error);
         ledger.quarantined(engine, &kind);
+        self.replan();
         self.give_reason(format!("{} quarantined: {kind}", self.engines[engine].title()), ledger);
     }
 
     fn redo_later(&mut self, mut part: Part, guilty: Option<usize>, engine: usize, error: EngineError) {
-        let record = self.moves.get_mut(&part.id).expect("a part keeps its move");
-        if record.failure.is_some() {
-            return;
-        }
-        record.redo += 1;
         if let Some(guilty) = guilty {
             part.tried.insert(guilty);
+            if matches!(error, EngineError::Unreachable { .. }) {
+                part.beyond.insert(guilty);
+            }
         }
         part.trouble = Some((engine, error));
-        self.redo.push(part);
+        #[cfg(loom_mutant = "slot_is_free_when_its_second_engine_fails")]
+        if let Leg::Empty(slot) = part.leg {
+            self.ring.free.push_back(slot);
+        }
+        self.wait(part);
+    }
+
+    /// Has a part wait for an engine, unless its move has failed.
+    fn wait(&mut self, part: Part) {
+        let record = self.moves.get_mut(&part.id).expect("a part keeps its move");
+        if record.failure.is_none() {
+            record.waiting += 1;
+            self.waiting.push(part);
+        } else if let Some(slot) = part.leg.slot() {
+            #[cfg(not(loom_mutant = "failed_move_keeps_its_slot"))]
+            self.ring.vacate(slot);
+        }
+    }
+
+    /// Takes a part from those that wait.
+    fn wait_no_more(&mut self, at: usize) -> Part {
+        let part = self.waiting.remove(at);
+        self.moves.get_mut(&part.id).expect("a part keeps its move").waiting -= 1;
+        part
     }
 
     /// The engines that made no progress by `now`: their chunks are taken away. The caller resets each engine and
@@ -364,10 +527,14 @@ impl State {
     /// What to do next. Publishing goes before copying: somebody may wait for it, and inline engines copy long.
     pub(crate) fn next_step(&mut self, now: Instant, ledger: &Ledger) -> Step {
         self.fail_hopeless(ledger);
+        if let Some((report, outcome)) = self.told.pop_front() {
+            return Step::Tell(report, outcome);
+        }
         if let Some(lane) = self.publishable.pop_front() {
             return self.publish(lane);
         }
-        self.assign(now, ledger).unwrap_or(Step::Rest)
+        let staging = self.find_ring().map(Step::FindRing).or_else(|| self.next_errand());
+        staging.or_else(|| self.assign(now, ledger)).unwrap_or(Step::Rest)
     }
 
     /// Reasons that were given since the last call.
@@ -377,7 +544,9 @@ impl State {
 
     /// The engines, to be dropped without the lock; nothing may be left to do.
     pub(crate) fn take_engines(&mut self) -> Vec<EngineSlot> {
-        std::mem::take(&mut self.engines)
+        let engines = std::mem::take(&mut self.engines);
+        self.replan();
+        engines
     }
 
     // Ending and publishing.
@@ -390,15 +559,24 @@ impl State {
         let is_cut = record.cursor.offset_bytes() == record.operation.len_bytes();
         let outcome = match record.failure.take() {
             Some(error) => Err(error),
-            None if is_cut && record.redo == 0 => Ok(()),
+            None if is_cut && record.waiting == 0 => Ok(()),
             None => return,
         };
-        ledger.move_ended(&record.operation, outcome.is_ok());
-        record.phase = Phase::Ended(outcome);
         self.ready_count -= 1;
-        let lane = record.lane;
-        self.lanes[lane].load_bytes -= record.operation.len_bytes();
-        self.list_if_publishable(lane);
+        match &mut record.outlet {
+            Outlet::Lane(lane) => {
+                let lane = *lane;
+                ledger.move_ended(&record.operation, outcome.is_ok());
+                self.lanes[lane].load_bytes -= record.operation.len_bytes();
+                record.phase = Phase::Ended(outcome);
+                self.list_if_publishable(lane);
+            }
+            Outlet::Errand(report) => {
+                let report = report.take().expect("an errand ends once");
+                self.moves.remove(&id);
+                self.told.push_back((report, outcome));
+            }
+        }
     }
 
     fn list_if_publishable(&mut self, index: usize) {

@@ -4,4 +4,5 @@ mod faults;
 mod lock_order;
 mod order;
 mod rig;
+mod staging;
 mod teardown;
