@@ -7,6 +7,7 @@ use devpagemap_migrate::{
     Reset, Space,
 };
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 pub const PAGE: u64 = 4096;
@@ -64,6 +65,10 @@ pub fn submit(queue: &MoveQueue, request: MoveRequest) -> Fence {
 pub struct HandEngine {
     name: String,
     depth: usize,
+    /// The pages of system memory that it sees.
+    window: Range<u64>,
+    /// Whether it sees VRAM.
+    sees_vram: bool,
     memory: Arc<HeapMemory>,
     chunks: Mutex<VecDeque<(Chunk, Completion)>>,
     /// What a reset says.
@@ -76,8 +81,30 @@ impl HandEngine {
     }
 
     pub fn with_reset(name: &str, depth: usize, memory: &Arc<HeapMemory>, outcome: Reset) -> Arc<HandEngine> {
+        HandEngine::seeing(name, depth, memory, outcome, true, 0..u64::MAX / PAGE)
+    }
+
+    /// One that sees all of VRAM or nothing of it, and these pages of system memory.
+    pub fn seeing(
+        name: &str,
+        depth: usize,
+        memory: &Arc<HeapMemory>,
+        outcome: Reset,
+        sees_vram: bool,
+        window: Range<u64>,
+    ) -> Arc<HandEngine> {
         let (name, memory, chunks) = (name.to_owned(), memory.clone(), Mutex::default());
-        Arc::new(HandEngine { name, depth, memory, chunks, outcome })
+        Arc::new(HandEngine { name, depth, window, sees_vram, memory, chunks, outcome })
+    }
+
+    /// Where the chunks it holds come from and go to, in pages.
+    pub fn ways(&self) -> Vec<(u64, u64)> {
+        let page = |addr: Addr| addr.offset() / PAGE;
+        let ends = |chunk: &Chunk| {
+            let piece = &chunk.pieces()[0];
+            (page(piece.src.expect("it copies")), page(piece.dst))
+        };
+        self.chunks.lock().unwrap().iter().map(|(chunk, _)| ends(chunk)).collect()
     }
 
     /// Where the chunks it holds go to, in pages.
@@ -124,6 +151,14 @@ impl CopyEngine for HandEngine {
 
     fn depth(&self) -> usize {
         self.depth
+    }
+
+    fn window(&self, space: Space) -> Range<u64> {
+        match space {
+            Space::Vram if self.sees_vram => 0..u64::MAX,
+            Space::Vram => 0..0,
+            Space::System => self.window.start * PAGE..self.window.end * PAGE,
+        }
     }
 
     fn submit(&self, chunk: Chunk, done: Completion) -> Result<(), EngineError> {
