@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devpagemap_fence::{Held, lockdep};
-use devpagemap_migrate::MoveQueue;
+use devpagemap_migrate::{MoveQueue, Space};
 
 use crate::aperture::{Bar, P2pLimits, PressureLevel, Windows};
 use crate::backend::{Arena, DeviceMemory};
@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::events::Events;
 use crate::manager::{Manager, Parts};
 use crate::pagemap::{Owner, Pagemap, Phase, Registry};
-use crate::region::{SystemRegion, VramRegion};
+use crate::region::{StagingPages, SystemRegion, VramRegion};
 use crate::share::{Importer, Pagemaps, Peer, RevokeReport};
 use crate::size::Size;
 use crate::stats::Stats;
@@ -316,15 +316,22 @@ impl<D: Driver> DeviceBuilder<D> {
             None => machine_memory_bytes(),
         };
         let arena = Arc::new(Arena::shared("devpagemap-system", system_bytes)?);
-        let system = SystemRegion::new(arena.clone(), layout.gtt_bytes)?;
+        let system = Arc::new(SystemRegion::new(arena.clone(), layout.gtt_bytes)?);
         let driver: Arc<dyn Driver> = Arc::new(self.driver);
         let cpu = DeviceMemory::new(driver.map_vram(&layout)?, visible_bytes, arena);
-        let mut queue = MoveQueue::builder();
-        for engine in driver.copy_engines(&cpu)? {
+        let mut queue = MoveQueue::builder().staging(StagingPages::new(system.clone()));
+        let engines = driver.copy_engines(&cpu)?;
+        let is_masked = engines.iter().any(|engine| engine.window(Space::System) != (0..u64::MAX));
+        for engine in engines {
             queue = queue.engine(engine);
         }
         if let Some(engine) = driver.fallback_engine(&cpu) {
             queue = queue.fallback(engine);
+        }
+        let queue = queue.build();
+        if is_masked {
+            // Once buffers are there, nothing may be left of what the engines see. Untouched pages cost nothing.
+            queue.staging_ring(&mut Held::enter());
         }
         let manager = Manager::new(Parts {
             driver,
@@ -336,7 +343,7 @@ impl<D: Driver> DeviceBuilder<D> {
             p2p_marks,
             pagemaps,
             cpu_access: self.cpu_access,
-            queue: queue.build(),
+            queue,
             cpu_faults: self.cpu_faults,
             revoke_bound: self.revoke_bound,
         });

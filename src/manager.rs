@@ -40,7 +40,7 @@ pub(crate) struct Manager {
     /// What the BAR shows. Its own lock.
     pub(crate) windows: Arc<Windows>,
     /// Constant; its state under its region lock.
-    pub(crate) system: SystemRegion,
+    pub(crate) system: Arc<SystemRegion>,
     /// BAR pages in peer use. Its own lock.
     pub(crate) ledger: Arc<Ledger>,
     /// Who owns the buffers that no client has created. Constant.
@@ -129,7 +129,7 @@ pub(crate) struct Parts {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) vram: VramRegion,
     pub(crate) windows: Arc<Windows>,
-    pub(crate) system: SystemRegion,
+    pub(crate) system: Arc<SystemRegion>,
     pub(crate) cpu: DeviceMemory,
     pub(crate) policy: EvictionPolicy,
     pub(crate) p2p_marks: Marks,
@@ -349,6 +349,8 @@ impl Manager {
         [stats.cpu_touches, stats.cpu_points, stats.cpu_zaps] = self.faults.counters.read();
         stats.copy_busy_ns = moves.busy_ns;
         stats.fallback_bytes = moves.fallback_bytes;
+        stats.ring_moved_bytes = moves.staged_bytes;
+        stats.staging_ring_bytes = moves.staging_ring_bytes;
         stats.reasons = self.reasons.snapshot(&mut held);
         let peers = self.ledger.usage(&mut held);
         stats.p2p_used_bytes = peers.live_pages * PAGE_BYTES;

@@ -184,6 +184,8 @@ impl Inner {
         let asked = catch_unwind(AssertUnwindSafe(|| wish.ask()));
         let found = asked.as_ref().ok().copied().flatten();
         self.state.lock(held).supplied(found, &self.ledger);
+        // Moves that came meanwhile have left it to us.
+        #[cfg(not(loom_mutant = "found_ring_moves_nothing_on"))]
         self.drive(held);
         asked.unwrap_or_else(|panic| resume_unwind(panic)).map(|(_, extent)| extent)
     }
@@ -250,7 +252,12 @@ impl Inner {
 
     fn report(&self, slot: SlotIndex) -> Report {
         let me = self.me.upgrade().expect("a queue that is borrowed is alive");
-        Box::new(move |outcome| me.answer(Answer::Errand { slot, outcome }))
+        Box::new(move |outcome| {
+            #[cfg(not(loom_mutant = "report_is_noted_and_not_acted_upon"))]
+            me.answer(Answer::Errand { slot, outcome });
+            #[cfg(loom_mutant = "report_is_noted_and_not_acted_upon")]
+            me.inbox.lock().push_back(Answer::Errand { slot, outcome });
+        })
     }
 
     fn answer(&self, answer: Answer) {

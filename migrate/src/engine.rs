@@ -30,7 +30,9 @@ pub trait CopyEngine: Send + Sync {
     }
 
     /// Which offsets of a memory the engine can address; all of them by default. What lies outside and no other engine
-    /// reaches either goes through the queue's [staging ring](crate::MoveQueueBuilder::staging).
+    /// reaches either goes through the queue's [staging ring](crate::MoveQueueBuilder::staging), which lies where it
+    /// helps most of those that say what they see. One that answers [`EngineError::Unreachable`] instead is believed,
+    /// but may be shown a ring that it does not see.
     /// Asked once, when the engine joins a queue.
     fn window(&self, space: Space) -> Range<u64> {
         let _ = space;

@@ -202,7 +202,8 @@ impl Ring {
 
     /// Begins to ask for memory, unless there is some, or somebody is asking.
     pub(crate) fn wish(&mut self) -> Option<Wish> {
-        let memory = self.memory.clone().filter(|_| self.supply == Supply::Unasked)?;
+        let is_open = self.supply == Supply::Unasked && !self.zones.is_empty();
+        let memory = self.memory.clone().filter(|_| is_open)?;
         self.supply = Supply::Asking;
         let len_bytes = FragmentTuner::MAX_BYTES * self.slots.len() as u64;
         Some(Wish { memory, len_bytes, within: self.zones.clone() })
@@ -266,8 +267,7 @@ impl Ring {
     /// Whether a flow may have another slot while `flows` flows in all want some.
     pub(crate) fn has_share(&self, flow: Flow, flows: usize) -> bool {
         let share = (self.slots.len() / flows.max(1)).max(1);
-        cfg!(loom_mutant = "one_flow_may_have_every_slot")
-            || self.flows().filter(|other| *other == flow).count() < share
+        self.flows().filter(|other| *other == flow).count() < share
     }
 
     /// Gives a fragment a slot; there must be [room](Self::has_room).

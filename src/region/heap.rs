@@ -143,6 +143,12 @@ impl Heap {
         result.map(|spans| Taken { spans, pending })
     }
 
+    /// One run of idle bytes; ghosts stay what they are.
+    pub(crate) fn take_idle_run(&mut self, request: &Request) -> Option<Span> {
+        debug_assert_eq!(request.mode, Mode::Contiguous);
+        self.buddy.alloc(request).ok()?.pop()
+    }
+
     /// As many bytes of a scattered `request` as there are, idle ones first.
     pub(crate) fn take_up_to(&mut self, request: &Request) -> Taken {
         let mut taken = Taken { spans: self.buddy.alloc_up_to(request), pending: Vec::new() };

@@ -14,6 +14,7 @@ mod lru;
 mod pages;
 mod resource;
 mod spans;
+mod staging;
 mod system;
 mod vram;
 
@@ -25,6 +26,7 @@ pub(crate) use lru::{Lru, Node, NodeKey, Pin};
 pub(crate) use pages::{bytes_of, page_count, pages_of, round_up_to_pages};
 pub(crate) use resource::Resource;
 pub(crate) use spans::{bytes_within, intersect, push_run, subtract_all, total_bytes};
+pub(crate) use staging::StagingPages;
 pub(crate) use system::{SystemRegion, SystemState};
 pub(crate) use vram::{VramRegion, VramState};
 

@@ -157,6 +157,13 @@ impl SystemState {
         Ok(taken)
     }
 
+    /// One run of idle pages, or none.
+    pub(crate) fn take_idle_run(&mut self, request: &Request) -> Option<Span> {
+        let span = self.heap.take_idle_run(request)?;
+        self.warm_bytes = self.warm_bytes.saturating_sub(span.len_bytes);
+        Some(span)
+    }
+
     /// Frees what may stay warm, and notes the rest, which it returns, as cooling.
     fn free_warm(&mut self, spans: &[Span]) -> Vec<Span> {
         let mut cold = Vec::new();

@@ -29,6 +29,7 @@ mod revoke_faults;
 mod setup;
 mod sharing;
 mod staged;
+mod staging;
 mod validate;
 mod window_model;
 mod windows;

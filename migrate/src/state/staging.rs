@@ -313,6 +313,8 @@ impl State {
         let zone = self.ring.zone().expect("a slot in use has memory");
         let to = self.zones.way(&self.moves[&fragment.id].operation, &fragment.pieces[0]).to;
         let part = self.leg_of(slot, Leg::Empty(slot), Way { from: Some(zone), to });
+        #[cfg(loom_mutant = "slot_is_free_before_it_is_empty")]
+        self.ring.free.push_back(slot);
         self.wait(part);
     }
 
