@@ -1,13 +1,15 @@
 //! The command from its arguments to its exit status.
 
 use crate::error::{Error, Result};
-use crate::options::{Command, Options, ReplayOptions};
+use crate::options::{Command, ExplainOptions, Options, ReplayOptions, TopoOptions};
 use crate::replay::{Outcome, Replay};
 use crate::report::json::Report;
 use crate::report::output::{Output, print};
+use crate::report::paint::Paint;
 use crate::report::progress::Progress;
-use crate::report::summary::{Paint, Summary};
+use crate::report::summary::Summary;
 use crate::report::{html, perfetto, units};
+use crate::topology::{self, Survey};
 use crate::trace::{self, Trace};
 use clap::Parser;
 use std::ffi::OsString;
@@ -26,11 +28,13 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    let replay = match options.command {
-        Some(Command::Replay(replay)) => replay,
-        None => ReplayOptions::default_workload(),
+    let done = match options.command {
+        Some(Command::Replay(replay)) => run_replay(&replay),
+        Some(Command::Topo(options)) => run_topo(&options),
+        Some(Command::Explain(options)) => run_explain(&options),
+        None => run_replay(&ReplayOptions::default_workload()),
     };
-    match run_replay(&replay) {
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -96,6 +100,31 @@ fn run_replay(options: &ReplayOptions) -> Result<bool> {
     Ok(outcome.succeeded())
 }
 
+/// Shows who can reach whose memory; it is always done.
+fn run_topo(options: &TopoOptions) -> Result<bool> {
+    let survey = Survey::of(&options.source)?;
+    let output = options.json.as_deref().map(Output::open).transpose()?;
+    let json_on_stdout = matches!(output, Some(Output::Stdout));
+    if let Some(output) = output {
+        output.write(&topology::json::of_all(&survey))?;
+    }
+    print_result(json_on_stdout, |paint| topology::matrix::render(&survey, paint))?;
+    Ok(true)
+}
+
+/// Says why one device reaches another's memory as it does; it is always done.
+fn run_explain(options: &ExplainOptions) -> Result<bool> {
+    let survey = Survey::of(&options.source)?;
+    let question = survey.question(&options.exporter, &options.importer)?;
+    let output = options.json.as_deref().map(Output::open).transpose()?;
+    let json_on_stdout = matches!(output, Some(Output::Stdout));
+    if let Some(output) = output {
+        output.write(&topology::json::of_one(&survey, &question))?;
+    }
+    print_result(json_on_stdout, |paint| topology::explain::render(&survey, &question, paint))?;
+    Ok(true)
+}
+
 fn replay_with_progress(replay: Replay, trace: &Trace) -> Outcome {
     let steps = trace.steps.len() as u64;
     let mut progress = Progress::on_terminal(steps);
@@ -112,18 +141,21 @@ fn replay_with_progress(replay: Replay, trace: &Trace) -> Outcome {
     outcome
 }
 
-/// The summary goes to standard output, unless the JSON does.
 fn print_summary(trace: &Trace, outcome: &Outcome, json_on_stdout: bool) -> Result<()> {
-    let summary = |terminal: bool| Summary::new(trace, outcome, Paint::for_stream(terminal)).to_string();
+    print_result(json_on_stdout, |paint| Summary::new(trace, outcome, paint).to_string())
+}
+
+/// What people read goes to standard output, unless the JSON does.
+fn print_result(json_on_stdout: bool, render: impl FnOnce(Paint) -> String) -> Result<()> {
     if json_on_stdout {
         let mut stderr = std::io::stderr().lock();
-        let text = summary(stderr.is_terminal());
+        let text = render(Paint::for_stream(stderr.is_terminal()));
         // The result is on standard output; a closed standard error takes nothing from it.
         let _result_is_out = print(&mut stderr, &text);
         return Ok(());
     }
     let mut stdout = std::io::stdout().lock();
-    let text = summary(stdout.is_terminal());
+    let text = render(Paint::for_stream(stdout.is_terminal()));
     print(&mut stdout, &text)
 }
 

@@ -1,8 +1,9 @@
 //! The `devpagemap` command as a library: read a recorded GPU workload, replay it through a managed VRAM with real
-//! bytes, and report what had to move.
+//! bytes, and report what had to move; read a machine, and say who can reach whose memory there.
 //!
 //! ```text
 //!   options  ->  trace (wsim, rmv, frames)  ->  replay (device, patterns, samples)  ->  report (terminal, JSON, HTML, Perfetto)
+//!            ->  topology (machine, devices, registry)  ->  matrix, explanation, JSON
 //! ```
 //!
 //! The binary is one call to [`command::main_with`]. Tests use the parts:
@@ -24,4 +25,5 @@ pub mod error;
 pub mod options;
 pub mod replay;
 pub mod report;
+pub mod topology;
 pub mod trace;

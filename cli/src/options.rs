@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::replay::{Config, Data, Placement};
 use crate::trace::{Format, Trace};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use devpagemap::{CpuAccess, EvictionPolicy};
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ const DEFAULT_SMALL_VRAM_BYTES: u64 = 384 << 20;
 /// System memory that the GPU can reach, unless the command line says otherwise.
 const DEFAULT_GTT_BYTES: u64 = 4 << 30;
 
-/// GPU memory management, replayed: what had to move, what it cost, and why.
+/// GPU memory management: what had to move and what it cost, who can reach whose memory, and why.
 #[derive(Debug, Parser)]
 #[command(name = "devpagemap", version, max_term_width = 100)]
 pub struct Options {
@@ -29,7 +29,62 @@ pub struct Options {
 pub enum Command {
     /// Replay a recorded GPU workload through a managed VRAM.
     Replay(ReplayOptions),
+    /// Show who can reach whose memory, and how.
+    Topo(TopoOptions),
+    /// Say why one device reaches another's memory as it does, and what would make it better.
+    Explain(ExplainOptions),
 }
+
+/// Where a machine is read from.
+#[derive(Clone, Debug, Default, Args)]
+#[group(required = false, multiple = false)]
+pub struct MachineSource {
+    /// A tree like that of `/`, with `sys` and `proc` in it [default: this machine's own].
+    #[arg(long, value_name = "DIR")]
+    pub sysfs: Option<PathBuf>,
+    /// A file that `lstopo --of xml` wrote (`.gz` is read as it is).
+    #[arg(long, value_name = "FILE")]
+    pub hwloc: Option<PathBuf>,
+    /// A topology file of NCCL or RCCL (`.gz` is read as it is).
+    #[arg(long, value_name = "FILE")]
+    pub nccl: Option<PathBuf>,
+}
+
+/// Options of `devpagemap topo`.
+#[derive(Clone, Debug, Parser)]
+#[command(after_long_help = TOPO_HELP)]
+pub struct TopoOptions {
+    /// Where the machine is read from.
+    #[command(flatten)]
+    pub source: MachineSource,
+    /// Write the result as JSON; `-` is standard output, and the matrix then goes to standard error.
+    #[arg(long, value_name = "FILE | -")]
+    pub json: Option<PathBuf>,
+}
+
+/// Options of `devpagemap explain`.
+#[derive(Clone, Debug, Parser)]
+#[command(after_long_help = TOPO_HELP)]
+pub struct ExplainOptions {
+    /// Whose memory it is: a GPU.
+    pub exporter: String,
+    /// Who reaches it: any PCI device.
+    pub importer: String,
+    /// Where the machine is read from.
+    #[command(flatten)]
+    pub source: MachineSource,
+    /// Write the result as JSON; `-` is standard output, and the text then goes to standard error.
+    #[arg(long, value_name = "FILE | -")]
+    pub json: Option<PathBuf>,
+}
+
+const TOPO_HELP: &str = "\
+Devices are named by PCI address (0000:3d:00.0, 3d:00.0, 3d:00 or 3d), by the name that the system has for them (card0, mlx5_0), or as the \
+matrix numbers them (GPU0, NIC1, NVME0).
+
+Decisions follow the rules of Linux for peer-to-peer access. What a source does not say is unknown, and is never taken for yes.
+
+Exit status: 0 done; 2 bad usage or bad input.";
 
 /// Options of `devpagemap replay`.
 #[derive(Clone, Debug, Parser)]

@@ -3,6 +3,7 @@
 //! Fits 80 columns. Colour only on a terminal, and not when `NO_COLOR` is set.
 
 use super::json::value_name;
+use super::paint::Paint;
 use super::units::{bandwidth, count, plural, size, time};
 use crate::replay::Outcome;
 use crate::trace::Trace;
@@ -13,54 +14,6 @@ const STRIP: usize = 56;
 /// Failures that are listed; the JSON has them all.
 const LISTED: usize = 8;
 const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-
-/// Colours, or none.
-#[derive(Clone, Copy, Debug)]
-pub struct Paint {
-    on: bool,
-}
-
-impl Paint {
-    /// Colours for a terminal, unless the user does not want any.
-    pub fn for_stream(is_terminal: bool) -> Paint {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Paint { on: is_terminal && !refused && !dumb }
-    }
-
-    /// No colours.
-    pub fn none() -> Paint {
-        Paint { on: false }
-    }
-
-    fn wrap(self, code: &str, text: &str) -> String {
-        if self.on && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
-    }
-
-    fn bold(self, text: &str) -> String {
-        self.wrap("1", text)
-    }
-
-    fn dim(self, text: &str) -> String {
-        self.wrap("2", text)
-    }
-
-    fn good(self, text: &str) -> String {
-        self.wrap("32", text)
-    }
-
-    fn bad(self, text: &str) -> String {
-        self.wrap("1;31", text)
-    }
-
-    fn blue(self, text: &str) -> String {
-        self.wrap("34", text)
-    }
-
-    fn amber(self, text: &str) -> String {
-        self.wrap("33", text)
-    }
-}
 
 /// The summary; it is its `Display`.
 pub struct Summary<'a> {

@@ -1,5 +1,6 @@
 //! Topologies from end to end: recorded machines, damaged files, the command itself.
 
+mod command;
 mod damaged;
 mod machines;
 mod recordings;
