@@ -55,7 +55,11 @@ impl fmt::Display for NodeName<'_> {
             (NodeKind::Machine, ..) => f.pad("machine"),
             (NodeKind::Package(_), ..) => f.pad("package"),
             (NodeKind::HostBridge { .. }, ..) => f.pad("host bridge"),
-            (NodeKind::Bridge(_), ..) => f.pad("bridge without an address"),
+            (NodeKind::Bridge(_), ..) => {
+                let port =
+                    self.machine.port_kind(self.id).map_or("bridge".to_string(), |port| port.to_string());
+                f.pad(&format!("{port} without an address"))
+            }
             (NodeKind::Function(_), ..) => f.pad("device without an address"),
         }
     }
@@ -87,7 +91,8 @@ impl fmt::Display for NodeLine<'_> {
             }
             NodeKind::HostBridge { ids: Some(ids), .. } => write!(f, " [{ids}]")?,
             NodeKind::Bridge(function) => {
-                let port = machine.port_kind(self.id).map_or(String::new(), |port| format!(" {port}"));
+                let port = machine.port_kind(self.id).filter(|_| function.address.is_some());
+                let port = port.map_or(String::new(), |port| format!(" {port}"));
                 write!(f, "{port}{}", Facts(function))?;
             }
             NodeKind::Function(function) => write!(f, " {}{}", purpose(function), Facts(function))?,

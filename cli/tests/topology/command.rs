@@ -140,9 +140,8 @@ fn vendors(recording: &Recording) -> BTreeSet<&'static str> {
 #[test]
 fn the_order_of_the_devices_in_a_file_changes_no_decision() {
     let lines: Vec<&str> = THREE_GPUS.lines().collect();
-    // The switch's block and the two devices after it, in another order; and the CPUs.
-    let moved = [0, 9, 10, 11, 1, 8, 7, 2, 5, 4, 3, 6, 9, 12].map(|line| lines[line]);
-    let moved = [&moved[..12], &moved[12..]].concat().join("\n");
+    // The second CPU first; of the first, what is below the root and below its switch from the last to the first.
+    let moved = [0, 10, 11, 12, 1, 8, 7, 2, 5, 4, 3, 6, 9, 13].map(|line| lines[line]).join("\n");
     let (one, other) = (Scratch::new("order-1.xml", THREE_GPUS), Scratch::new("order-2.xml", &moved));
     let decisions = |scratch: &Scratch| -> BTreeMap<String, Value> {
         let json = printed(&["topo", "--nccl", scratch.path(), "--json", "-"]);
@@ -173,17 +172,11 @@ fn the_matrix_has_labels_signs_and_a_legend_for_those_that_occur() {
     let machine = Scratch::new("matrix.xml", THREE_GPUS);
     let matrix = printed(&["topo", "--nccl", machine.path()]);
     let row = |name: &str| {
-        let line =
-            matrix.lines().find(|line| line.split_whitespace().next() == Some(name) && !line.contains(':'));
-        line.unwrap_or_else(|| panic!("no row {name}:\n{matrix}"))
-            .split_whitespace()
-            .map(str::to_string)
-            .collect::<Vec<_>>()
+        let lines = matrix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let is_row = |words: &Vec<&str>| words.len() == 6 && words[0] == name && !words[1].contains(':');
+        lines.into_iter().find(is_row).unwrap_or_else(|| panic!("no row {name}:\n{matrix}"))
     };
-    assert!(
-        matrix.contains("         GPU0  GPU1  GPU2  NIC0  NIC1")
-            || matrix.contains("GPU0  GPU1  GPU2  NIC0  NIC1")
-    );
+    assert!(matrix.contains("GPU0  GPU1  GPU2  NIC0  NIC1"), "{matrix}");
     assert_eq!(row("GPU0"), ["GPU0", "X", "PHB?", "SYS?", "PIX?", "PIX?"]);
     assert_eq!(row("GPU1"), ["GPU1", "PHB?", "X", "SYS?", "PHB?", "PHB?"]);
     assert!(matrix.contains("PIX    over one PCIe switch at most"), "{matrix}");

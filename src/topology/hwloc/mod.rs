@@ -14,6 +14,7 @@
 //! in the tree, and its address is unknown, which a note says.
 
 mod matrix;
+mod nearness;
 mod object;
 
 use std::collections::{HashMap, HashSet};
@@ -24,6 +25,7 @@ use super::function::{Function, PciIds};
 use super::machine::{Machine, NodeId, NodeKind, RootBus};
 use super::source::{Place, TopologyError};
 use matrix::Matrix;
+use nearness::Nearness;
 use object::{Buses, Kind, Object};
 
 use crate::topology::xml::{Element, Token, Xml};
@@ -230,30 +232,16 @@ impl Document {
         builder: &mut MachineBuilder,
         nodes: &mut [Option<NodeId>],
     ) -> Result<(), TopologyError> {
-        let indexes = self.indexes_of(|kind| {
-            matches!(kind, Kind::HostBridge { .. } | Kind::Bridge { .. } | Kind::Device { .. })
-        });
+        self.add_roots(nearness, builder, nodes)?;
+        let indexes = self.indexes_of(|kind| matches!(kind, Kind::Bridge { .. } | Kind::Device { .. }));
         if let Some(index) = indexes.get(MAX_PCI) {
-            return Err(self.objects[*index]
-                .place
-                .error(format!("there are more than {MAX_PCI} PCI devices")));
+            let place = &self.objects[*index].place;
+            return Err(place.error(format!("there are more than {MAX_PCI} PCI devices")));
         }
-        let names = self.names();
+        let mut names = self.names();
         let mut misplaced = Vec::new();
-        let mut roots = 0;
         for index in indexes {
             let object = &self.objects[index];
-            let near = || nearness.node_near(self, index, nodes).unwrap_or(builder.root());
-            if let Kind::HostBridge { buses } = object.kind {
-                roots += 1;
-                if roots > MAX_ROOTS {
-                    return Err(object.place.error(format!("there are more than {MAX_ROOTS} host bridges")));
-                }
-                let bus = buses.map(|Buses { domain, first, .. }| RootBus { domain, bus: first });
-                let kind = NodeKind::HostBridge { bus, ids: None };
-                nodes[index] = Some(builder.add(near(), kind, Vec::new(), &object.place)?);
-                continue;
-            }
             let Some(mut function) = object.function().cloned() else { continue };
             let above = self.upwards(index).skip(1).find(|above| self.objects[*above].is_pci());
             let parent = match above {
@@ -261,28 +249,53 @@ impl Document {
                     self.check_below(above, object)?;
                     nodes[above].unwrap_or(builder.root())
                 }
-                None => self.unknown_root(object, near(), builder)?,
+                None => {
+                    let near = nearness.node_near(self, index, nodes).unwrap_or(builder.root());
+                    unknown_root(object, near, builder)?
+                }
             };
-            let buses = above.and_then(|above| self.objects[above].buses());
-            if let (Some(address), Some(buses)) = (function.address, buses)
-                && !buses.contain(address)
-            {
+            function.numa = nearness.memory_of(self, index).map(|(_, number)| number);
+            if let Some((address, buses)) = self.misplacement(above, &function) {
                 function.address = None;
                 misplaced.push((address, function.ids, &object.place));
-                builder.note(
-                    &object.place,
-                    format!("{address} is not on {buses}, the buses of the bridge above it: its address is unknown"),
-                );
+                let why = "the buses of the bridge above it: its address is unknown";
+                builder.note(&object.place, format!("{address} is not on {buses}, {why}"));
             }
-            function.numa = nearness.memory_of(self, index).map(|(_, number)| number);
             let kind = match object.kind {
                 Kind::Bridge { .. } => NodeKind::Bridge(function),
                 _ => NodeKind::Function(function),
             };
-            let names = names.get(&index).cloned().unwrap_or_default();
+            let names = names.remove(&index).unwrap_or_default();
             nodes[index] = Some(builder.add(parent, kind, names, &object.place)?);
         }
         refuse_listed_twice(&misplaced, builder.so_far())
+    }
+
+    fn add_roots(
+        &self,
+        nearness: &Nearness,
+        builder: &mut MachineBuilder,
+        nodes: &mut [Option<NodeId>],
+    ) -> Result<(), TopologyError> {
+        let indexes = self.indexes_of(|kind| matches!(kind, Kind::HostBridge { .. }));
+        if let Some(index) = indexes.get(MAX_ROOTS) {
+            let place = &self.objects[*index].place;
+            return Err(place.error(format!("there are more than {MAX_ROOTS} host bridges")));
+        }
+        for index in indexes {
+            let object = &self.objects[index];
+            let near = nearness.node_near(self, index, nodes).unwrap_or(builder.root());
+            let bus = object.buses().map(|Buses { domain, first, .. }| RootBus { domain, bus: first });
+            let kind = NodeKind::HostBridge { bus, ids: None };
+            nodes[index] = Some(builder.add(near, kind, Vec::new(), &object.place)?);
+        }
+        Ok(())
+    }
+
+    /// The address of a function that cannot be where it is said to be, and the buses that it would have to be on.
+    fn misplacement(&self, above: Option<usize>, function: &Function) -> Option<(PciAddress, Buses)> {
+        let buses = self.objects[above?].buses()?;
+        function.address.filter(|address| !buses.contain(*address)).map(|address| (address, buses))
     }
 
     fn check_below(&self, above: usize, object: &Object) -> Result<(), TopologyError> {
@@ -290,17 +303,6 @@ impl Document {
             Kind::Device { .. } => Err(object.place.error("a PCI device or bridge in a PCI device")),
             _ => Ok(()),
         }
-    }
-
-    /// The root of a device whose bridges were left out of the file: one of its own, as nothing says whose it shares.
-    fn unknown_root(
-        &self,
-        object: &Object,
-        near: NodeId,
-        builder: &mut MachineBuilder,
-    ) -> Result<NodeId, TopologyError> {
-        builder.note(&object.place, "no bridge is above it in the file: how it is connected is unknown");
-        builder.add(near, NodeKind::HostBridge { bus: None, ids: None }, Vec::new(), &object.place)
     }
 
     /// What the system calls the PCI devices.
@@ -320,6 +322,16 @@ impl Document {
     }
 }
 
+/// The root of a device whose bridges were left out of the file: one of its own, as nothing says whose it shares.
+fn unknown_root(
+    object: &Object,
+    near: NodeId,
+    builder: &mut MachineBuilder,
+) -> Result<NodeId, TopologyError> {
+    builder.note(&object.place, "no bridge is above it in the file: how it is connected is unknown");
+    builder.add(near, NodeKind::HostBridge { bus: None, ids: None }, Vec::new(), &object.place)
+}
+
 /// An address in the wrong place is a slip when another chip has it. The same chip twice is a device that is listed twice.
 fn refuse_listed_twice(
     misplaced: &[(PciAddress, Option<PciIds>, &Place)],
@@ -332,74 +344,4 @@ fn refuse_listed_twice(
         }
     }
     Ok(())
-}
-
-/// Which memory and which package things are near.
-struct Nearness {
-    packages: Vec<usize>,
-    /// Of each object, the NUMA nodes directly in it.
-    memory_in: HashMap<usize, Vec<usize>>,
-    /// v1: of a NUMA node that contains packages, the packages.
-    packages_in: HashMap<usize, Vec<usize>>,
-}
-
-impl Nearness {
-    fn new(document: &Document) -> Nearness {
-        let packages = document.indexes_of(|kind| matches!(kind, Kind::Package(_)));
-        let mut memory_in: HashMap<usize, Vec<usize>> = HashMap::new();
-        for index in document.indexes_of(|kind| matches!(kind, Kind::Memory(_))) {
-            if let Some(parent) = document.objects[index].parent {
-                memory_in.entry(parent).or_default().push(index);
-            }
-        }
-        let mut packages_in: HashMap<usize, Vec<usize>> = HashMap::new();
-        for package in &packages {
-            let memory = document
-                .upwards(*package)
-                .find(|above| matches!(document.objects[*above].kind, Kind::Memory(_)));
-            if let Some(memory) = memory {
-                packages_in.entry(memory).or_default().push(*package);
-            }
-        }
-        Nearness { packages, memory_in, packages_in }
-    }
-
-    /// The NUMA node that something is in, or the only one beside what it is in; and its number.
-    fn memory_of(&self, document: &Document, index: usize) -> Option<(usize, u32)> {
-        let numbered = |index: usize| match document.objects[index].kind {
-            Kind::Memory(number) => Some((index, number)),
-            _ => None,
-        };
-        for above in document.upwards(index) {
-            if let Some(found) = numbered(above) {
-                return Some(found);
-            }
-            match self.memory_in.get(&above).map(Vec::as_slice) {
-                Some([only]) => return numbered(*only),
-                Some(_) => return None,
-                None => {}
-            }
-        }
-        None
-    }
-
-    /// The package that something is in, or that is the only one in the memory that it is near, or in the machine.
-    fn package_of(&self, document: &Document, index: usize) -> Option<usize> {
-        let only = |packages: &[usize]| match packages {
-            [only] => Some(*only),
-            _ => None,
-        };
-        let around =
-            document.upwards(index).find(|above| matches!(document.objects[*above].kind, Kind::Package(_)));
-        let memory = || {
-            document.upwards(index).find_map(|above| self.packages_in.get(&above).and_then(|all| only(all)))
-        };
-        around.or_else(memory).or_else(|| only(&self.packages))
-    }
-
-    /// The innermost node of a machine that something is known to be near.
-    fn node_near(&self, document: &Document, index: usize, nodes: &[Option<NodeId>]) -> Option<NodeId> {
-        let memory = self.memory_of(document, index).and_then(|(memory, _)| nodes[memory]);
-        memory.or_else(|| self.package_of(document, index).and_then(|package| nodes[package]))
-    }
 }
