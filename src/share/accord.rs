@@ -17,14 +17,14 @@ use std::sync::Arc;
 use devpagemap_fence::Slot;
 
 use super::arbiter::{Accord, Parties};
-use super::attachment::{Attached, Peers};
+use super::attachment::Attached;
 use super::map::Asked;
 use super::peer_map::Mapped;
 use crate::aperture::P2p;
 use crate::bo::{BufferObject, Transaction};
 use crate::error::{Error, Result};
 use crate::events::PeerReason;
-use crate::pagemap::{Decision, Holding, Route};
+use crate::pagemap::{Decision, Direction, Holding, Route};
 use crate::region::RegionKind;
 use crate::submit::Access;
 
@@ -36,9 +36,9 @@ pub(super) enum Way {
     Staged(PeerReason),
 }
 
-/// How a map's importer reaches the BAR.
+/// Whether an importer reaches the bytes where they are, to read and to write them.
 pub(super) fn reaches_bar(decision: &Decision) -> bool {
-    decision.route.is_p2p() && decision.p2p == Some(true)
+    decision.route.is_p2p() && decision.p2p == Some(true) && decision.direction == Direction::BOTH
 }
 
 /// Whether it does so without the bus: over a private link, or because it is the device itself.
@@ -197,13 +197,6 @@ impl Transaction<'_, '_, '_> {
         if access == Access::Write {
             self.note_write(slot);
         }
-    }
-}
-
-impl Peers {
-    /// Whether nobody was ever attached.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.fence_slots() == 0
     }
 }
 

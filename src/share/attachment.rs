@@ -270,6 +270,11 @@ pub(super) struct Ended {
 }
 
 impl Peers {
+    /// Whether nobody was ever attached.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// How many fences one move of the buffer may get from importers: one of each, and that of what it has written to a copy.
     pub(crate) fn fence_slots(&self) -> usize {
         let writers = self.live().filter(|mapped| mapped.is_staged).count();

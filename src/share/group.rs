@@ -104,7 +104,9 @@ fn map_parts(
     let (mut maps, mut holds) = (Vec::with_capacity(parts.len()), Vec::with_capacity(parts.len()));
     for (index, (attachment, range)) in parts.iter().enumerate() {
         let slot = transaction.member(index);
-        maps.push(transaction.map_range(slot, &attachment.attached, range, OnPressure::default())?);
+        let attached = &attachment.attached;
+        let decision = transaction.manager.decision(&attached.joined);
+        maps.push(transaction.map_range(slot, attached, range, OnPressure::default(), decision)?);
         // Those that come next find room elsewhere, or none.
         holds.push(transaction.hold(slot));
     }

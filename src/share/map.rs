@@ -76,12 +76,16 @@ impl PeerMapRequest<'_> {
         buffer.check_range("a peer map", &self.range)?;
         let range = bytes_of(&pages_of(&self.range));
         let attached = &self.attachment.attached;
+        let manager = &buffer.0.manager;
+        let early =
+            cfg!(loom_mutant = "a_route_is_asked_for_too_early").then(|| manager.decision(&attached.joined));
         let map = buffer.transact(|transaction, slot| {
-            let map = transaction.map_range(slot, attached, &range, self.on_pressure)?;
+            let decision = early.unwrap_or_else(|| manager.decision(&attached.joined));
+            let map = transaction.map_range(slot, attached, &range, self.on_pressure, decision)?;
             transaction.touch_members();
             Ok(map)
         })?;
-        Counters::count(&buffer.0.manager.counters.peer_maps);
+        Counters::count(&manager.counters.peer_maps);
         Ok(map)
     }
 }
@@ -130,16 +134,16 @@ pub(super) enum Denied {
 }
 
 impl Transaction<'_, '_, '_> {
-    /// Maps whole pages of a member.
+    /// Maps whole pages of a member, whose reservation was held when the `decision` was asked for: who changes it afterwards finds the map.
     pub(super) fn map_range(
         &mut self,
         slot: Slot,
         attached: &Arc<Attached>,
         range: &Range<u64>,
         on_pressure: OnPressure,
+        decision: Decision,
     ) -> Result<PeerMap> {
         let buffer = self.exec.set().arc(slot);
-        let decision = self.manager.decision(&attached.joined);
         let asked = Asked { attached, buffer: &buffer, range: range.clone(), on_pressure, decision };
         let (mapped, after) = self.map_for_peer(slot, &asked)?;
         Ok(PeerMap::new(mapped, Buffer(buffer), after))

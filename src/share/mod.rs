@@ -1,7 +1,16 @@
 //! Sharing: other devices that reach a buffer's bytes, through the BAR or in system memory.
 //!
-//! An importer *joins* a device, *attaches* to a buffer and *maps* ranges of it. A map is never a pin: the buffer moves when it
-//! must, and the importer is told before. What it maps again shows the new place.
+//! An importer *joins* a device, *attaches* to a buffer and *maps* ranges of it. A map is no pin: the buffer moves when it must, and the importer is
+//! told before. What it maps again shows the new place. (Importers that cannot be told are in `pinned.rs`.)
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | `importer.rs`, `attachment.rs`, `peer_map.rs` | who, of which buffer, which range of it |
+//! | `accord.rs`, `arbiter.rs`, `explain.rs` | which way a map takes: what the registry says, and what all who are attached agree on |
+//! | `map.rs`, `in_bar.rs`, `elsewhere.rs`, `staged.rs`, `fresh.rs` | the ways: the BAR, a private link, system memory, a copy |
+//! | `scatter.rs`, `group.rs` | lists of addresses, and several buffers as one |
+//! | `invalidate.rs`, `reroute.rs`, `pinned.rs` | telling importers to let go, and those who cannot be told |
+//! | `demote.rs`, `promote.rs` | leaving the BAR for others, and coming back |
 //!
 //! ```text
 //!   map:   reservation { a live map of this range? share it : choose a route ─► take BAR pages ─► bring the buffer there }

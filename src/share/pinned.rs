@@ -112,7 +112,10 @@ impl Transaction<'_, '_, '_> {
         self.exec.set().state(slot).check_not_lost()?;
         let buffer = self.exec.set().arc(slot);
         let map = match attached.joined.requires_p2p() {
-            true => Some(self.map_range(slot, attached, &(0..buffer.footprint_bytes), OnPressure::Demote)?),
+            true => {
+                let (all, decision) = (0..buffer.footprint_bytes, self.manager.decision(&attached.joined));
+                Some(self.map_range(slot, attached, &all, OnPressure::Demote, decision)?)
+            }
             false => {
                 self.come_to_system(slot, attached, &buffer)?;
                 None

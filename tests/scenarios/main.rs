@@ -14,17 +14,22 @@ mod determinism;
 mod events;
 mod eviction;
 mod faults;
+mod importers;
 mod lock_order;
 mod model;
 mod moving_maps;
 mod peer_faults;
 mod peer_windows;
+mod pinned_importers;
 mod pipelining;
 mod reach;
 mod relocation;
 mod revoke;
 mod revoke_faults;
 
+mod seed_2016_exporter_decides;
+mod seed_2016_memory;
+mod seed_2020;
 #[path = "../setup/mod.rs"]
 mod setup;
 mod sharing;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use devpagemap::pagemap::Profile;
 use devpagemap::{
-    Bar, BarMemory, Buffer, CopyEngine, Device, DeviceMemory, Driver, Error, Fence, FenceError, MemoryLayout,
-    MemoryMap, OnPressure, P2p, P2pLimits, Peer, PeerMap, RegionKind, Result, Route, Size, SoftwareGpu,
-    Timeline, WindowChange,
+    Access, Bar, BarMemory, Buffer, CopyEngine, Device, DeviceMemory, Driver, Error, Fence, FenceError,
+    MemoryLayout, MemoryMap, OnPressure, P2p, P2pLimits, Peer, PeerMap, RegionKind, Result, Route, Size,
+    SoftwareGpu, Timeline, WindowChange,
 };
 
 use crate::setup::importer::*;
@@ -252,4 +253,30 @@ fn a_peer_that_panics_when_it_is_told_takes_nobody_with_it() {
     expect_bytes(&buffer, 1);
     expect_bytes(&evictor, 2);
     assert_eq!(device.stats().p2p_used_bytes, 0);
+}
+
+#[test]
+fn a_copy_that_could_not_be_brought_up_to_date_says_so_and_is_copied_again_at_the_next_use() {
+    let device = failing(Bar::Prefix(Size::mib(8)));
+    let peers = [Profile::dynamic(), Profile::dynamic().system_only()].map(|profile| {
+        let nic = Nic::like("nic", profile);
+        let peer = device.join(nic.clone()).expect("an importer that can be");
+        (nic, peer)
+    });
+    let buffer = filled(&device, 1, 1);
+    let maps = peers.each_ref().map(|(_, peer)| mapped(&buffer, peer));
+    assert_eq!(maps.each_ref().map(PeerMap::route), [Route::Declared, Route::Staging]);
+    maps[1].wait(Access::Read).expect("it is whole");
+    finished(fill(&device, &buffer, 2));
+    device.driver().burnt.store(true, Ordering::Release);
+    let failed = maps[1].wait(Access::Write).expect_err("the engine is burnt");
+    assert!(matches!(failed, Error::FenceFailed(_)), "{failed}");
+    let lost = maps[1]
+        .end(Access::Write, &Fence::signaled())
+        .expect_err("it wrote to what was not brought up to date");
+    assert!(matches!(lost, Error::FenceFailed(_)), "{lost}");
+    finished(verify(&device, &buffer, 2));
+    device.driver().burnt.store(false, Ordering::Release);
+    maps[1].wait(Access::Read).expect("it is copied again");
+    finished(verify(&device, &buffer, 2));
 }

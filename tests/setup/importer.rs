@@ -30,7 +30,7 @@ impl Nic {
         Nic::like(name, Profile::dynamic())
     }
 
-    fn like(name: &'static str, profile: Profile) -> Arc<Nic> {
+    pub fn like(name: &'static str, profile: Profile) -> Arc<Nic> {
         let (told, answer, in_use) = Default::default();
         Arc::new(Nic { name, profile, told, answer, in_use })
     }

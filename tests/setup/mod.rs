@@ -3,6 +3,7 @@
 pub mod gate;
 pub mod importer;
 pub mod jobs;
+pub mod machines;
 pub mod numbers;
 pub mod pattern;
 pub mod rig;
@@ -11,8 +12,8 @@ pub mod scattered;
 use std::time::{Duration, Instant};
 
 use devpagemap::{
-    Buffer, Device, DeviceBuilder, Driver, EvictionPolicy, Extent, ExtentList, Fence, Place, Result, Size,
-    SoftwareGpu,
+    Buffer, Device, DeviceBuilder, Driver, EvictionPolicy, Extent, ExtentList, Fence, P2pLimits, Place,
+    Result, Size, SoftwareGpu,
 };
 
 pub use gate::Gate;
@@ -34,6 +35,13 @@ pub fn builder(vram_mib: u64) -> DeviceBuilder<SoftwareGpu> {
 
 pub fn device(vram_mib: u64) -> Lab {
     builder(vram_mib).build().expect("a small device")
+}
+
+/// A device whose BAR shows all of VRAM, and peers may have all of it.
+pub fn device_for_peers(vram_mib: u64) -> Lab {
+    let all = Size::mib(vram_mib);
+    let limits = P2pLimits { soft: all, reopen: all, hard: all, cpu_reserve: Size::bytes(0) };
+    builder(vram_mib).p2p_limits(limits).build().expect("a small device")
 }
 
 pub fn device_with(policy: EvictionPolicy, vram_mib: u64) -> Lab {
