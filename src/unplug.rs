@@ -11,19 +11,23 @@
 //! there meets everybody. The walk is made by the caller's thread. It waits for reservations, as any transaction does, and for
 //! no fence.
 //!
+//! In the registry the device's pagemaps are revoked with the first step and armed with the last, so that decisions are for system memory
+//! meanwhile.
+//!
 //! What is in system memory goes on working throughout: CPU maps follow their buffers there, and reads and writes are served.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use devpagemap_fence::{Fence, FenceSet, Held, Slot, Watched, lockdep};
+use devpagemap_migrate::Space;
 
 use crate::aperture::Bar;
 use crate::bo::{Buffer, Reach, Transaction};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::manager::Manager;
-use crate::pagemap::{Pass, Phase, RevokeCause, UnderRevoke};
+use crate::pagemap::{Pagemap, Pass, Phase, RevokeCause, UnderRevoke};
 use crate::region::GhostId;
 use crate::share::{Drain, RevokeReport};
 use crate::stats::Counters;
@@ -182,6 +186,7 @@ impl Manager {
 
     fn give_back(&self) -> Result<()> {
         self.revocation.rearm()?;
+        self.pagemaps.all().iter().for_each(Pagemap::rearm);
         let epoch = self.revocation.epoch();
         self.tell(Event::Rearmed { epoch }, &mut Held::in_destructor());
         self.promoter.poke();
@@ -201,6 +206,7 @@ impl Manager {
             revoking.replace(drain.clone())
         };
         drop(former);
+        self.pagemaps.all().iter().for_each(Pagemap::revoke);
         Counters::count(&self.counters.revokes);
         tracing::info!(%cause, "VRAM is taken away");
         self.revocation.wait_for_passes();
@@ -210,6 +216,7 @@ impl Manager {
     fn call_off(&self, drain: &Arc<Drain>) {
         let called_off = self.revocation.call_off();
         debug_assert!(called_off.is_ok(), "who begins a revoke makes its next step");
+        self.pagemaps.all().iter().for_each(Pagemap::rearm);
         drain.call_off(Instant::now());
         self.look_after(drain);
     }
@@ -242,7 +249,10 @@ impl Manager {
             return Vec::new();
         }
         let mut leaving = self.leaving();
-        leaving.retain(|leaving| !leaving.from.iter().all(|extent| self.driver().is_readable(extent)));
+        leaving.retain(|leaving| {
+            let mut in_vram = leaving.from.iter().filter(|extent| extent.addr.space() == Space::Vram);
+            in_vram.any(|extent| !self.driver().is_readable(extent))
+        });
         leaving.iter().filter_map(|leaving| leaving.buffer.upgrade()).collect()
     }
 
@@ -250,8 +260,7 @@ impl Manager {
     fn lose_all(self: &Arc<Self>, drain: &Arc<Drain>, buffers: &[Buffer]) {
         for buffer in buffers {
             let lost = self.transact_revoking(buffer, drain, |transaction, slot| {
-                transaction.lose_unless_arrived(slot, drain);
-                Ok(())
+                transaction.lose_unless_arrived(slot, drain)
             });
             debug_assert!(lost.is_ok(), "{lost:?}");
         }

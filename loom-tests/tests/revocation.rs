@@ -2,10 +2,28 @@
 #![cfg(loom)]
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use devpagemap::pagemap::{Phase, Revocation, RevokeCause};
+use devpagemap::{Error, Fence, Importer, Invalidated, PeerAddr, Timeline, Unplug};
+use devpagemap_loom_tests::gpu::{PAGE, buffer, first_byte, peer_device, write_page};
 use devpagemap_loom_tests::{Watched, explore};
 use loom::thread;
+
+/// An importer that is done with everything at one point of its timeline.
+struct Peer {
+    done: Fence,
+}
+
+impl Importer for Peer {
+    fn name(&self) -> &str {
+        "peer"
+    }
+
+    fn invalidate(&self, _what: &Invalidated) -> Option<Fence> {
+        Some(self.done.clone())
+    }
+}
 
 /// A pagemap, and what is made under a pass: written by its user, then by whoever takes it away.
 #[derive(Default)]
@@ -114,5 +132,53 @@ fn who_maps_after_a_rearm_sees_what_was_repaired_before_it() {
         mapper.join().expect("no panic");
         assert_eq!((pagemap.revocation.phase(), pagemap.revocation.epoch()), (Phase::Active, 1));
         assert!(pagemap.revocation.enter().is_ok(), "no pass is left behind");
+    });
+}
+
+/// Two threads, at most two preemptions: the seed of 2025, on a device.
+#[test]
+fn a_peer_map_beside_an_unplug_is_told_of_or_is_not_in_vram() {
+    explore(Some(2), || {
+        let device = peer_device(2, 2);
+        let importer = device.join(Arc::new(Peer { done: Fence::signaled() })).expect("room");
+        let shared = buffer(&device);
+        shared.place_now().expect("there is room");
+        let attachment = shared.attach(&importer).expect("one device");
+        let mapper = thread::spawn(move || attachment.map(0..PAGE));
+        let revoke = device.unplug(Unplug::Orderly).expect("there is system memory");
+        match mapper.join().expect("no panic") {
+            Ok(map) => {
+                let is_in_bar = map.extents().iter().any(|extent| matches!(extent.addr, PeerAddr::Bar(_)));
+                assert!(!is_in_bar || !map.is_current(), "nobody was told");
+            }
+            Err(error) => assert!(matches!(error, Error::Revoked { .. }), "{error}"),
+        }
+        assert!(revoke.done().is_signaled(), "nobody is left");
+        assert_eq!((device.stats().vram_used_bytes, device.phase()), (0, Phase::Revoked));
+    });
+}
+
+/// Two threads, at most two preemptions: an importer lets go while the watchdog finds it overdue.
+#[test]
+fn who_lets_go_beside_the_watchdog_is_in_time_or_keeps_its_pages() {
+    explore(Some(2), || {
+        let device = peer_device(1, 1);
+        let work = Timeline::new("peer");
+        let done = work.next_point();
+        let importer = device.join(Arc::new(Peer { done: done.clone() })).expect("room");
+        let shared = buffer(&device);
+        let map = shared.attach(&importer).expect("one device").map(0..PAGE).expect("there is room");
+        write_page(&device, 0, 7);
+        let revoke = device.unplug(Unplug::Orderly).expect("there is system memory");
+        let peer = thread::spawn(move || {
+            work.signal(done.seqno());
+            drop(map);
+        });
+        revoke.check(Instant::now() + Duration::from_secs(3600));
+        peer.join().expect("no panic");
+        assert!(revoke.done().is_signaled(), "it is over either way");
+        let overdue = revoke.report().overdue.len() as u64;
+        assert_eq!(device.stats().vram_quarantined_bytes, overdue * PAGE);
+        assert_eq!((first_byte(&shared), device.phase()), (7, Phase::Revoked));
     });
 }

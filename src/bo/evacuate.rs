@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | unplug, with notice | yes | queued to system memory | importers told; CPU maps follow |
 //! | unplug, without | the driver says so | queued to system memory | the same |
+//! | | no, but importers have a copy in step | queued to system memory from there | the same |
 //! | | no, or there is no system memory | lost: [`Error::FenceFailed`](crate::Error::FenceFailed) from now on | importers told; CPU maps show their loss |
 //! | reset | | stay where they are, until the driver has said what it kept | importers told; CPU touches sleep |
 //!
@@ -38,27 +39,45 @@ impl Transaction<'_, '_, '_> {
             false => 0,
         };
         if unreadable_bytes > 0 {
-            self.lose(slot, drain, unreadable_bytes, UNREADABLE);
-            return Ok(());
+            return self.save_or_lose(slot, drain, unreadable_bytes);
         }
         match self.move_out(slot, drain) {
-            Err(Error::Contended) => Err(Error::Contended),
-            Err(error) if drain.is_surprise() => {
-                let size_bytes = self.exec.set().object(slot).footprint_bytes;
-                self.lose(slot, drain, size_bytes, &error.to_string());
-                Ok(())
-            }
+            Err(error) if drain.is_surprise() => self.lose_for(error, slot, drain),
             moved => moved,
         }
     }
 
     /// The buffer has lost what it had in VRAM, or what is still being copied from there.
-    pub(crate) fn lose_unless_arrived(&mut self, slot: Slot, drain: &Arc<Drain>) {
+    pub(crate) fn lose_unless_arrived(&mut self, slot: Slot, drain: &Arc<Drain>) -> Result<()> {
         let state = self.exec.set().state(slot);
-        if state.check_not_lost().is_ok() && (state.is_in_vram() || !state.arrival.is_signaled()) {
-            let size_bytes = self.exec.set().object(slot).footprint_bytes;
-            self.lose(slot, drain, size_bytes, UNREADABLE);
+        let is_whole = !state.is_in_vram() && state.arrival.is_signaled();
+        if is_whole || state.check_not_lost().is_err() {
+            return Ok(());
         }
+        let size_bytes = self.exec.set().object(slot).footprint_bytes;
+        self.save_or_lose(slot, drain, size_bytes)
+    }
+
+    /// Bytes in VRAM cannot be had any more. A copy for importers that is in step has them too.
+    fn save_or_lose(&mut self, slot: Slot, drain: &Arc<Drain>, bytes: u64) -> Result<()> {
+        if self.exec.set().state(slot).is_in_vram() && self.read_from_copy(slot) {
+            return match self.move_out(slot, drain) {
+                Ok(()) => Ok(()),
+                Err(error) => self.lose_for(error, slot, drain),
+            };
+        }
+        self.lose(slot, drain, bytes, UNREADABLE);
+        Ok(())
+    }
+
+    /// There is no place for bytes that could be had.
+    fn lose_for(&mut self, error: Error, slot: Slot, drain: &Arc<Drain>) -> Result<()> {
+        if error == Error::Contended {
+            return Err(error);
+        }
+        let size_bytes = self.exec.set().object(slot).footprint_bytes;
+        self.lose(slot, drain, size_bytes, &error.to_string());
+        Ok(())
     }
 
     fn unreadable_bytes(&self, slot: Slot) -> u64 {
@@ -78,7 +97,9 @@ impl Transaction<'_, '_, '_> {
         // From here on nothing fails.
         self.reason = InvalidateReason::Revoked;
         self.end_pinned_mappings(slot);
+        self.end_pinned_attachments(slot);
         let (old, fence) = self.queue_bytes(slot, &buffer, new, after, Urgency::Background);
+        self.keep_copy_until(slot, &FenceSet::from(fence.clone()));
         let state = self.exec.set_mut().state_mut(slot);
         state.away = Some(Away::Evicted);
         drain.await_arrival(buffer.id(), buffer.footprint_bytes, state.arrival.clone());
@@ -94,6 +115,7 @@ impl Transaction<'_, '_, '_> {
         let buffer = self.exec.set().arc(slot);
         self.exec.set_mut().state_mut(slot).arrival = failed_arrival(why).into();
         self.lose_mappings(slot);
+        self.end_pinned_attachments(slot);
         let mut until = self.exec.set().fences(slot, Usage::Bookkeep);
         match self.reserve_fences(slot, 0) {
             Ok(()) => until.merge(&self.invalidate_peers(slot, InvalidateReason::Revoked)),

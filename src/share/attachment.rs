@@ -29,16 +29,19 @@ pub(super) enum Revoked {
     LastResort = 1,
     Overdue = 2,
     Unreachable = 3,
+    Unplugged = 4,
 }
 
 impl Revoked {
-    const ALL: [Revoked; 3] = [Revoked::LastResort, Revoked::Overdue, Revoked::Unreachable];
+    const ALL: [Revoked; 4] =
+        [Revoked::LastResort, Revoked::Overdue, Revoked::Unreachable, Revoked::Unplugged];
 
     pub(super) fn text(self) -> &'static str {
         match self {
             Revoked::LastResort => "there was no other way to make room",
             Revoked::Overdue => "its transfer took longer than it had said",
             Revoked::Unreachable => "it does not reach the BAR any more, and takes nothing else",
+            Revoked::Unplugged => "the device was unplugged, and it cannot map again",
         }
     }
 }

@@ -25,8 +25,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devpagemap_fence::sync::atomic::{AtomicBool, Ordering};
-use devpagemap_fence::{Fence, FenceSet, Held, Lock, Timeline, Watched, levels};
+use devpagemap_fence::{Fence, FenceSet, Held, Lock, Slot, Timeline, Watched, levels};
 
+use super::attachment::{Attached, Revoked};
 use crate::bo::{Reach, Transaction};
 use crate::events::Event;
 use crate::manager::Manager;
@@ -367,6 +368,27 @@ impl Drain {
 }
 
 impl Transaction<'_, '_, '_> {
+    /// The buffer leaves VRAM whoever keeps it there: attachments of importers that cannot be told to map again are at their end.
+    pub(crate) fn end_pinned_attachments(&mut self, slot: Slot) {
+        let (manager, buffer) = (self.manager, self.exec.set().object(slot).id());
+        let peers = &self.exec.set().state(slot).peers;
+        let is_in_bar = |attached: &Attached| {
+            let mut maps = peers.live().filter(|mapped| mapped.attached.id == attached.id);
+            maps.any(|mapped| mapped.why_system.is_none())
+        };
+        let ended: Vec<Arc<Attached>> = peers
+            .parties()
+            .filter(|attached| !attached.is_told() && (attached.has_pin() || is_in_bar(attached)))
+            .cloned()
+            .collect();
+        for attached in ended {
+            attached.revoke(Revoked::Unplugged);
+            drop(attached.unpin());
+            let (importer, why) = (attached.joined.name.clone(), Revoked::Unplugged.text());
+            manager.tell(Event::AttachmentRevoked { buffer, importer, why }, &mut self.exec.split().1);
+        }
+    }
+
     /// What others wait for in place of an importer's `fence`: when VRAM is being taken away, no longer than its bound.
     pub(super) fn bounded(&self, fence: Fence, who: &Arc<str>, buffer: u64) -> Fence {
         match self.reach {

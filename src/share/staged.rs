@@ -223,6 +223,32 @@ impl Transaction<'_, '_, '_> {
         self.exec.set_mut().state_mut(slot).arrival = FenceSet::from(fence);
     }
 
+    /// VRAM cannot be read any more. Has the buffer read from its copy instead, if that has all of its bytes as they are; says whether
+    /// it has.
+    pub(crate) fn read_from_copy(&mut self, slot: Slot) -> bool {
+        let state = self.exec.set_mut().state_mut(slot);
+        let Some((copy, resource)) = state.peers.copy.upgrade().zip(state.resource.as_mut()) else {
+            return false;
+        };
+        if state.followers.may_have_written() {
+            copy.is_stale();
+        }
+        let (whole, arrived) = (0..resource.len_bytes(), copy.arrived());
+        let is_there = arrived.is_signaled() && arrived.first_error().is_none();
+        let is_in_step = is_there && copy.missing(&whole).is_empty();
+        if is_in_step {
+            resource.extents = copy.extents(&whole);
+        }
+        is_in_step
+    }
+
+    /// Keeps the copy's memory until the buffer has been read from it.
+    pub(crate) fn keep_copy_until(&mut self, slot: Slot, read: &FenceSet) {
+        if let Some(copy) = self.exec.set().state(slot).peers.copy.upgrade() {
+            copy.is_used_until(read);
+        }
+    }
+
     fn queue_staging(&mut self, slot: Slot, request: MoveRequest, usage: Usage) -> Fence {
         let manager = self.manager;
         let needs = self.exec.set().state(slot).arrival.clone();
@@ -270,6 +296,7 @@ impl Transaction<'_, '_, '_> {
 
     pub(super) fn end_use(&mut self, slot: Slot, map: &PeerMap, access: Access, fence: &Fence) -> Result<()> {
         let mapped = &map.mapped;
+        self.exec.set().state(slot).check_not_lost()?;
         let Some(copy) = mapped.copy().filter(|_| mapped.is_live()) else {
             return self.add_use(slot, mapped, access, fence);
         };

@@ -4,10 +4,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use devpagemap::pagemap::{Phase, RevokeCause};
+use devpagemap::pagemap::{Pagemap, Phase, Reason, RevokeCause};
 use devpagemap::{
-    AfterLoss, Error, Event, InvalidateReason, OnPressure, P2pLimits, PeerAddr, PeerMap, Place, RegionKind,
-    Size, Unplug, VramContents,
+    AfterLoss, Error, Event, InvalidateReason, OnPressure, P2p, P2pLimits, PeerAddr, PeerMap, Place,
+    RegionKind, Route, Size, Unplug, VramContents,
 };
 
 use crate::setup::importer::*;
@@ -76,8 +76,13 @@ fn what_needs_vram_is_refused_while_it_is_away_and_works_again_when_it_is_back()
     device.unplug(Unplug::Orderly).expect("there is system memory").wait();
     expect_revoked(fill(&device, &buffer, 2), UNPLUGGED);
     expect_revoked(fresh.place_now(), UNPLUGGED);
-    expect_revoked(attachment.request(0..MIB).on_pressure(OnPressure::Refuse).map(), UNPLUGGED);
+    let beside =
+        attachment.request(0..MIB).on_pressure(OnPressure::Refuse).map().expect("its bytes are there");
+    assert_eq!(way(&beside, &buffer), (Route::System, SYSTEM));
+    drop(beside);
     expect_revoked(buffer.window(0..4096), UNPLUGGED);
+    let only = device.buffer(Size::mib(1)).p2p(P2p::Require).create().expect("a buffer");
+    assert!(only.attach(&peer).and_then(|attachment| attachment.map(0..MIB)).is_err(), "there is no BAR");
     fresh.write_at(0, b"in system memory").expect("it needs no VRAM");
     expect_bytes(&buffer, 1);
     device.rearm().expect("everybody has let go");
@@ -90,6 +95,31 @@ fn what_needs_vram_is_refused_while_it_is_away_and_works_again_when_it_is_back()
     let mut bytes = [0; 16];
     fresh.read_at(0, &mut bytes).expect("it is visible");
     assert_eq!((&bytes, fresh.region()), (b"in system memory", VRAM));
+}
+
+#[test]
+fn the_registry_decides_for_system_memory_until_vram_is_back() {
+    let device = lab(8);
+    let (_nic, peer) = Nic::join("nic", &device);
+    let buffer = filled(&device, 2, 1);
+    let decision = |reason: &Reason| {
+        let explained = buffer.explain(&peer).expect("one device");
+        (explained.decision.route, explained.reasons.contains(reason))
+    };
+    let before = decision(&Reason::Revoked);
+    assert!(before.0.is_p2p() && !before.1, "{before:?}");
+    let revoke = device.unplug(Unplug::Orderly).expect("there is system memory");
+    assert_eq!(decision(&Reason::Revoked), (Route::System, true));
+    assert!(device.pagemaps().iter().all(Pagemap::is_revoked));
+    revoke.wait();
+    let map = map_all(&buffer.attach(&peer).expect("one device"));
+    assert_eq!((map.route(), buffer.region()), (Route::System, SYSTEM));
+    expect_peer_reads(&device, &map, 1);
+    drop(map);
+    device.rearm().expect("everybody has let go");
+    assert_eq!(decision(&Reason::Revoked), before);
+    let map = map_all(&buffer.attach(&peer).expect("one device"));
+    assert_eq!(way(&map, &buffer), (before.0, VRAM));
 }
 
 #[test]
@@ -132,10 +162,11 @@ fn seed_2025_hot_unplug_is_ordered_between_a_map_and_its_invalidation() {
     thread::scope(|scope| {
         let _whatever_happens = StopsAll(&stop);
         for (buffer, mine) in buffers.iter().zip(&maps) {
-            let (_nic, peer) = Nic::join("nic", &device);
+            let (nic, peer) = Nic::join("nic", &device);
             let attachment = buffer.attach(&peer).expect("one device");
             let (stop, mapped) = (&stop, &mapped);
             scope.spawn(move || {
+                let _stays = (nic, peer);
                 while !stop.load(Ordering::Relaxed) {
                     match attachment.map(0..2 * MIB) {
                         Ok(map) => {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use devpagemap::pagemap::Phase;
+use devpagemap::pagemap::{Phase, Policy, Profile};
 use devpagemap::{
-    Access, Bar, Buffer, Device, Driver, Error, Event, Events, Fence, Importer, Invalidated, P2pLimits, Peer,
-    PeerMap, RegionKind, Revoke, Size, Unplug, VramContents,
+    Access, Attachment, Bar, Buffer, Device, Driver, Error, Event, Events, Fence, Importer, Invalidated,
+    P2pLimits, Peer, PeerAddr, PeerMap, RegionKind, Revoke, Route, Size, Unplug, VramContents,
 };
 
 use crate::setup::importer::*;
@@ -65,7 +65,6 @@ fn an_importer_that_hangs_is_named_when_its_time_is_over_and_its_pages_are_never
     let (_nic, _peer, _map, gate) = hung(&device, &stuck);
     let revoke = device.unplug(Unplug::Orderly).expect("there is system memory");
     expect_bytes(&other, 2);
-    device.driver().copy_engine(0).expect("two engines");
     assert_eq!(
         (device.phase(), stuck.fences().is_signaled()),
         (Phase::Draining, false),
@@ -107,7 +106,7 @@ fn an_importer_that_lets_go_in_time_is_waited_for_and_its_last_words_are_kept() 
     let device = lab(4);
     let buffer = filled(&device, 2, 1);
     let (_nic, _peer, map, gate) = hung(&device, &buffer);
-    let devpagemap::PeerAddr::Bar(addr) = map.extents()[0].addr else { panic!("{map:?}") };
+    let PeerAddr::Bar(addr) = map.extents()[0].addr else { panic!("{map:?}") };
     let revoke = device.unplug(Unplug::Orderly).expect("there is system memory");
     revoke.check(Instant::now());
     device.driver().write_bar(addr, b"the last words").expect("it is still there");
@@ -371,6 +370,76 @@ fn a_device_is_taken_down_in_finite_time_though_an_importer_hangs_in_its_revoke(
         assert_eq!(revoke.wait().overdue.len(), 1);
         drop(inner);
     });
+}
+
+#[test]
+fn who_cannot_be_told_to_map_again_is_at_its_end_and_the_bytes_go_on() {
+    let device = lab(4);
+    let events = device.events();
+    let profile = Profile::pinned().policy(Policy::Required);
+    let (rdma, peer) = Nic::join_as("rdma", profile, &device);
+    let buffer = filled(&device, 2, 1);
+    let attachment = buffer.attach(&peer).expect("one device");
+    let map = map_all(&attachment);
+    assert!(matches!(map.extents()[0].addr, PeerAddr::Bar(_)), "{map:?}");
+    let report = device.unplug(Unplug::Orderly).expect("there is system memory").wait();
+    assert!(report.lost.is_empty() && report.overdue.is_empty(), "{report:?}");
+    assert_eq!((rdma.was_told().len(), map.is_current(), device.stats().vram_pinned_bytes), (1, false, 0));
+    assert!(
+        all(&events)
+            .iter()
+            .any(|event| matches!(event, Event::AttachmentRevoked { importer, .. } if &**importer == "rdma"))
+    );
+    expect_bytes(&buffer, 1);
+    device.rearm().expect("everybody has let go");
+    let again = attachment.map(0..MIB);
+    assert!(matches!(&again, Err(Error::Revoked { what, .. }) if &**what == "rdma"), "{again:?}");
+    drop((map, attachment));
+    finished(verify(&device, &buffer, 1));
+    assert_eq!(buffer.region(), Some(RegionKind::Vram));
+}
+
+type Mapper = ((Arc<Nic>, Peer, Attachment), PeerMap);
+
+/// A GPU that reaches the BAR maps the buffer there, and a card that does not maps a copy.
+fn map_both_ways(device: &Lab, buffer: &Buffer) -> (Mapper, Mapper) {
+    let map = |name, profile| {
+        let (nic, peer) = Nic::join_as(name, profile, device);
+        let attachment = buffer.attach(&peer).expect("one device");
+        let map = map_all(&attachment);
+        ((nic, peer, attachment), map)
+    };
+    let both = (map("gpu1", Profile::dynamic()), map("card", Profile::dynamic().system_only()));
+    assert_eq!(both.1.1.route(), Route::Staging);
+    both
+}
+
+#[test]
+fn a_buffer_whose_importers_have_a_copy_in_step_survives_the_loss_of_its_vram() {
+    let device = lab(8);
+    let (staged, gone) = (filled(&device, 2, 1), filled(&device, 2, 2));
+    let (direct, map) = map_both_ways(&device, &staged);
+    peer_uses(&device, &map.1, 1);
+    let lost = device.unplug(Unplug::Surprise).expect("it is gone anyhow").wait().lost;
+    assert_eq!(lost.iter().map(|lost| lost.buffer).collect::<Vec<_>>(), [gone.id()]);
+    assert!(!direct.1.is_current());
+    drop((direct, map));
+    expect_bytes(&staged, 1);
+    device.rearm().expect("everybody has let go");
+    finished(verify(&device, &staged, 1));
+}
+
+#[test]
+fn a_copy_that_is_behind_saves_nothing_and_its_importer_is_told_so() {
+    let device = lab(8);
+    let buffer = filled(&device, 2, 1);
+    let (_direct, (_nic, map)) = map_both_ways(&device, &buffer);
+    peer_uses(&device, &map, 1);
+    finished(fill(&device, &buffer, 2));
+    let lost = device.unplug(Unplug::Surprise).expect("it is gone anyhow").wait().lost;
+    assert_eq!(lost.iter().map(|lost| lost.buffer).collect::<Vec<_>>(), [buffer.id()]);
+    assert!(matches!(map.begin(Access::Read), Err(Error::FenceFailed(_))));
+    assert!(matches!(map.end(Access::Write, &Fence::signaled()), Err(Error::FenceFailed(_))));
 }
 
 #[test]
