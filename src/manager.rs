@@ -349,7 +349,7 @@ impl Manager {
         [stats.cpu_touches, stats.cpu_points, stats.cpu_zaps] = self.faults.counters.read();
         stats.copy_busy_ns = moves.busy_ns;
         stats.fallback_bytes = moves.fallback_bytes;
-        stats.ring_moved_bytes = moves.staged_bytes;
+        stats.ring_copied_bytes = moves.staged_bytes;
         stats.staging_ring_bytes = moves.staging_ring_bytes;
         stats.reasons = self.reasons.snapshot(&mut held);
         let peers = self.ledger.usage(&mut held);

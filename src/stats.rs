@@ -29,7 +29,7 @@ macro_rules! counters {
             /// Bytes that went through the CPU because no engine could copy them.
             pub fallback_bytes: u64,
             /// Bytes that went through system memory because no engine reaches both ends of their move.
-            pub ring_moved_bytes: u64,
+            pub ring_copied_bytes: u64,
             /// Bytes of system memory that this takes; none until the first such move.
             pub staging_ring_bytes: u64,
             /// Bytes of VRAM that buffers own now.

@@ -111,7 +111,7 @@ fn buffers_that_wait_beyond_the_mask_lose_no_byte() {
     let device = Masked::new().device(16);
     let buffers = take_turns(&device);
     let stats = device.stats();
-    assert!(stats.ring_moved_bytes > 20 * MIB, "{} bytes went through the ring", stats.ring_moved_bytes);
+    assert!(stats.ring_copied_bytes > 20 * MIB, "{} bytes went through the ring", stats.ring_copied_bytes);
     assert!(stats.staging_ring_bytes > 0 && stats.staging_ring_bytes <= MASK_BYTES);
     assert_eq!((stats.fallback_bytes, stats.cpu_waits_in_validate), (0, 0));
     let staged = |reason: &String| reason.ends_with("staged through the ring");
@@ -140,7 +140,7 @@ fn without_an_engine_of_the_host_the_processor_does_what_is_beyond_the_mask() {
     take_turns(&device);
     let stats = device.stats();
     assert!(stats.fallback_bytes > 20 * MIB, "{} bytes", stats.fallback_bytes);
-    assert_eq!(stats.ring_moved_bytes, 0, "it sees both ends itself");
+    assert_eq!(stats.ring_copied_bytes, 0, "it sees both ends itself");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn when_the_engines_of_the_gpu_die_the_processor_does_what_went_through_the_ring
     }
     take_turns(&device);
     let stats = device.stats();
-    assert!(stats.fallback_bytes > 0 && stats.ring_moved_bytes > 0);
+    assert!(stats.fallback_bytes > 0 && stats.ring_copied_bytes > 0);
     let lost = |reason: &String| reason.contains("quarantined");
     assert!(stats.reasons.keys().any(lost), "{:?}", stats.reasons);
 }
@@ -164,7 +164,7 @@ fn a_device_whose_engines_reach_everything_has_no_ring() {
         filled(&device, 8, seed);
     }
     device.wait_idle();
-    assert_eq!((device.stats().staging_ring_bytes, device.stats().ring_moved_bytes), (0, 0));
+    assert_eq!((device.stats().staging_ring_bytes, device.stats().ring_copied_bytes), (0, 0));
 }
 
 #[test]
