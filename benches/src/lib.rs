@@ -15,7 +15,7 @@
 //! | `sleeper.rs` | a thread that is put to sleep and says when it woke |
 //! | `lock_policy.rs` | wound-wait and wait-die locks to compare the two rules |
 //!
-//! The programs are in `benches/`: `aperture`, `fences`, `locks`, `shared_locks`, `wake_ups`, `history`, `lock_policy`. What they measure and what
+//! The programs are in `benches/`: `aperture`, `fences`, `locks`, `shared_locks`, `wake_ups`, `history`, `lock_policy`, `mappings`, `staging`. What they measure and what
 //! they found is on the page `docs/benchmarks.md`.
 
 pub mod contest;

@@ -41,7 +41,7 @@ const SLOT_ALIGN_BYTES: u64 = 4096;
 pub trait StagingMemory: Send + Sync {
     /// Gives up to `len_bytes` of contiguous system memory, all of it at offsets within `within`; what comes is used as
     /// long as the queue lives. `None` when there is none now. Called when the first move needs it, again for later
-    /// moves as long as there was none.
+    /// moves as long as there was none. Less than a page a slot is as good as none, and is not given back.
     ///
     /// Called with none of this library's locks held at region level or further in, on the way to a fence's signal: it may
     /// not wait for a fence.
