@@ -22,7 +22,7 @@ impl Fresh {
         let touched = &self.0[first..behind];
         let start = touched.first().map_or(bytes.start, |run| run.start.min(bytes.start));
         let end = touched.last().map_or(bytes.end, |run| run.end.max(bytes.end));
-        self.0.splice(first..behind, [start..end]);
+        self.0.splice(first..behind, std::iter::once(start..end));
     }
 
     /// Those of `bytes` that are not.

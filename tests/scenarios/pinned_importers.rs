@@ -153,8 +153,8 @@ fn a_transfer_that_takes_too_long_is_taken_away_and_told_and_there_is_no_other()
     assert_eq!(refused, Error::Revoked { what: "disk".into(), why });
     assert_eq!(map.begin(Access::Read).map(drop), Err(Error::Revoked { what: "disk".into(), why }));
     let (buffer_id, importer) = (buffer.id(), "disk".into());
-    soon("the event", || device.stats().revocations == 1);
-    let revoked = Event::Revoked { buffer: buffer_id, importer, why };
+    soon("the event", || device.stats().revoked_attachments == 1);
+    let revoked = Event::AttachmentRevoked { buffer: buffer_id, importer, why };
     assert!(std::iter::from_fn(|| events.try_next()).any(|event| event == revoked));
     vram_buffer(&device, 2).place_now().expect("nobody holds anything");
     expect_bytes(&buffer, 1);
@@ -184,7 +184,7 @@ fn a_revocable_importer_goes_last_and_loses_nothing_of_the_buffer() {
     expect_bytes(&held, 9);
     let refused = attachment.map(0..MIB).expect_err("it was taken away");
     assert!(matches!(refused, Error::Revoked { .. }), "{refused}");
-    assert_eq!((device.stats().revocations, device.stats().cpu_waits_in_validate), (1, 0));
+    assert_eq!((device.stats().revoked_attachments, device.stats().cpu_waits_in_validate), (1, 0));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn who_cannot_be_revoked_is_not_and_neither_is_who_shares_a_buffer_with_one() {
     let _held = [attach(&buffer, &firm), attach(&buffer, &soft)];
     let refused = vram_buffer(&device, 2).place_now().expect_err("it is held");
     assert!(matches!(refused, Error::Exhausted { .. }), "{refused}");
-    assert_eq!((soft_told.was_told(), device.stats().revocations), (vec![], 0));
+    assert_eq!((soft_told.was_told(), device.stats().revoked_attachments), (vec![], 0));
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn every_batch_that_ran_has_its_time() {
 fn anything_wrong_or_left_behind_is_no_success_and_is_told() {
     use devpagemap_cli::replay::contents::Mismatch;
     use devpagemap_cli::replay::pattern::Wrong;
-    use devpagemap_cli::report::summary::{Paint, Summary};
+    use devpagemap_cli::report::{paint::Paint, summary::Summary};
     let (trace, good) = replay(&["builtin:frames", "--scale", "1/64"]);
     assert!(good.succeeded());
     let mut wrong = good.clone();
