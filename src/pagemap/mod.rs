@@ -9,6 +9,7 @@
 
 mod decide;
 mod decision;
+mod handles;
 mod inputs;
 mod kernel_view;
 mod observe;
@@ -27,12 +28,13 @@ mod tag;
 mod way;
 
 pub use decision::{Decision, Direction, LatencyClass, Route};
+pub use handles::{JoinedImporter, Pagemap, Reader};
 pub use kernel_view::KernelPeer;
 pub use observe::{Observation, Observed, Party};
 pub use owner::{BusWindow, Owner, PagemapSpec};
 pub use profile::{Holding, Policy, Profile};
 pub use reason::{Explanation, Reason, Remedy};
-pub use registry::{Cause, JoinedImporter, Pagemap, Reader, Registry, Subscription, Update};
+pub use registry::{Cause, Registry, Subscription, Update};
 pub use resolve::{Run, Runs};
 pub use revoke::{Pass, Phase, Revocation, RevokeCause, UnderRevoke};
 pub use rules::{Crossing, KernelRules, Rules, Verdict};

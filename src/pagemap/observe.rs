@@ -12,7 +12,7 @@ use crate::topology::PciAddress;
 pub enum Party {
     /// Whoever is at this address, now or later.
     At(PciAddress),
-    /// A device that is nowhere in the machine.
+    /// A device that is nowhere in the machine, as long as it is there.
     Device(Owner),
     /// An importer that is nowhere in the machine, as long as it is there.
     Importer(ImporterId),
@@ -109,6 +109,14 @@ impl Sightings {
             return Seen::default();
         }
         self.0.get(&(Party::from(exporter), importer.clone())).copied().unwrap_or_default()
+    }
+
+    pub fn forget(&mut self, exporter: &Party, importer: &Party) {
+        self.0.remove(&(exporter.clone(), importer.clone()));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Keeps what `keep` says, of the exporter and the importer.

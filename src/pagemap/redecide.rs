@@ -5,7 +5,7 @@ use devpagemap_fence::sync::Arc;
 use super::decide::{Untold, decide};
 use super::decision::Decision;
 use super::inputs::{Exporter, Inputs, Seeker, Setting};
-use super::observe::{Observation, Party};
+use super::observe::{Party, Sightings};
 use super::snapshot::{ImporterRow, PagemapRow, Snapshot};
 use super::table::Table;
 
@@ -55,19 +55,19 @@ impl Snapshot {
         });
     }
 
-    /// Decides anew for those whom an observation is about.
-    pub fn decide_pair(&mut self, observation: &Observation) {
+    /// Decides anew for those who go by these names.
+    pub fn decide_pair(&mut self, exporter: &Party, importer: &Party) {
         let setting = self.setting.clone();
         let pagemaps: Vec<Arc<PagemapRow>> = self
             .pagemaps
             .rows()
-            .filter(|(_, row)| Party::from(&row.spec.owner) == observation.exporter)
+            .filter(|(_, row)| Party::from(&row.spec.owner) == *exporter)
             .map(|(_, row)| Arc::clone(row))
             .collect();
         let importers: Vec<Arc<ImporterRow>> = self
             .importers
             .rows()
-            .filter(|(_, row)| row.party == observation.importer)
+            .filter(|(_, row)| row.party == *importer)
             .map(|(_, row)| Arc::clone(row))
             .collect();
         for pagemap in &pagemaps {
@@ -87,5 +87,21 @@ impl Snapshot {
             let row = ImporterRow { decisions, ..importer.undecided() };
             self.importers.set(importer.id.slot as usize, Some(Arc::new(row)));
         }
+    }
+
+    /// Forgets what was seen of those who go by no address, and have left.
+    pub fn forget_the_gone(&mut self) {
+        if self.setting.sightings.is_empty() {
+            return;
+        }
+        let exports =
+            |party: &Party| self.pagemaps.rows().any(|(_, row)| Party::from(&row.spec.owner) == *party);
+        let imports = |party: &Party| self.importers.rows().any(|(_, row)| row.party == *party);
+        let is_placed = |party: &Party| matches!(party, Party::At(_));
+        let mut sightings = Sightings::clone(&self.setting.sightings);
+        sightings.retain(|exporter, importer| {
+            (is_placed(exporter) || exports(exporter)) && (is_placed(importer) || imports(importer))
+        });
+        self.setting.sightings = Arc::new(sightings);
     }
 }

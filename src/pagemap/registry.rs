@@ -17,6 +17,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use devpagemap_fence::levels;
 use devpagemap_fence::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -25,9 +26,10 @@ use devpagemap_fence::sync::{Arc, Weak};
 use devpagemap_fence::{Held, Lock};
 
 use super::decision::Decision;
+use super::handles::{JoinedImporter, Pagemap, Reader};
 use super::inputs::{Exporter, Seeker, Setting};
 use super::observe::{Observation, Party, Sightings};
-use super::owner::{Owner, PagemapSpec};
+use super::owner::PagemapSpec;
 use super::profile::Profile;
 use super::reason::Explanation;
 use super::redecide::{by_slot, decide_for};
@@ -62,12 +64,15 @@ struct Shared {
     generation: AtomicU64,
     /// How many have left since somebody last looked.
     departed: AtomicUsize,
+    /// Its own lock, the registry lock.
     book: Lock<levels::Registry, Book>,
 }
 
 /// What only those who change something need.
 struct Book {
+    /// The published one, to make the next from.
     current: Arc<Snapshot>,
+    /// How many have joined, ever.
     joined: u64,
     pagemap_slots: Slots,
     importer_slots: Slots,
@@ -88,6 +93,13 @@ pub enum Cause {
     Left,
     /// Something was seen of a pair.
     Observed(Observation),
+    /// What was seen of a pair was forgotten.
+    Forgotten {
+        /// Whose memory.
+        exporter: Party,
+        /// Who reaches for it.
+        importer: Party,
+    },
     /// There is another machine.
     Machine,
     /// There are other rules.
@@ -249,12 +261,26 @@ impl Registry {
     /// Notes what was seen of a pair, and decides it anew.
     pub fn observe(&self, observation: Observation) {
         self.change(|_, next| {
-            let observation = placed(observation, next);
+            let importer = placed(observation.importer, next);
+            let observation = Observation { importer, ..observation };
             let mut sightings = Sightings::clone(&next.setting.sightings);
             sightings.note(observation.clone());
             next.setting.sightings = Arc::new(sightings);
-            next.decide_pair(&observation);
+            next.decide_pair(&observation.exporter, &observation.importer);
             ((), Cause::Observed(observation))
+        });
+    }
+
+    /// Forgets what was seen of a pair, and decides it anew.
+    pub fn forget(&self, exporter: impl Into<Party>, importer: impl Into<Party>) {
+        let (exporter, importer) = (exporter.into(), importer.into());
+        self.change(|_, next| {
+            let (exporter, importer) = (exporter, placed(importer, next));
+            let mut sightings = Sightings::clone(&next.setting.sightings);
+            sightings.forget(&exporter, &importer);
+            next.setting.sightings = Arc::new(sightings);
+            next.decide_pair(&exporter, &importer);
+            ((), Cause::Forgotten { exporter, importer })
         });
     }
 
@@ -336,9 +362,13 @@ impl Registry {
         let mut next = book.current.next();
         let (value, cause) = work(book, &mut next)?;
         let snapshot = Arc::new(next);
-        let before = self.publish(book, &snapshot);
         let subscribers = book.listeners();
+        if cfg!(loom_mutant = "subscribers_are_told_too_early") {
+            tell(&subscribers, &Update { snapshot: Arc::clone(&snapshot), cause: cause.clone() });
+        }
+        let before = self.publish(book, &snapshot);
         drop(guard);
+        tracing::debug!(generation = snapshot.generation, ?cause, "decided");
         drop(before); // its tables may be long, and nobody has to wait for that
         tell(&subscribers, &Update { snapshot, cause });
         Ok(value)
@@ -363,18 +393,22 @@ impl Registry {
     }
 
     /// Says that somebody has left, in any context.
-    fn depart(&self, fate: &Fate) {
+    pub(super) fn depart(&self, fate: &Fate) {
+        if cfg!(loom_mutant = "departures_are_counted_too_early") {
+            self.0.departed.fetch_add(1, Ordering::Release);
+            return fate.leave();
+        }
         fate.leave();
         self.0.departed.fetch_add(1, Ordering::Release);
     }
 
     /// Sweeps who has left, at once.
-    fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         self.change(|_, _| ((), Cause::Left));
     }
 
     /// Tells subscribers of a change that needs no new decisions.
-    fn tell_of(&self, cause: Cause) {
+    pub(super) fn tell_of(&self, cause: Cause) {
         self.change(|_, _| ((), cause));
     }
 }
@@ -385,9 +419,12 @@ impl fmt::Debug for Registry {
     }
 }
 
+/// Tells everybody. What is decided is decided, so one who panics keeps nobody else from hearing of it.
 fn tell(subscribers: &[Arc<Subscriber>], update: &Update) {
     for subscriber in subscribers {
-        subscriber(update);
+        if catch_unwind(AssertUnwindSafe(|| subscriber(update))).is_err() {
+            tracing::error!(cause = ?update.cause, "a subscriber of the registry panicked when it was told");
+        }
     }
 }
 
@@ -400,11 +437,12 @@ fn party_of(profile: &Profile, id: ImporterId) -> Party {
     }
 }
 
-/// An observation of an importer that has a place is one of that place.
-fn placed(observation: Observation, snapshot: &Snapshot) -> Observation {
-    let Party::Importer(id) = observation.importer else { return observation };
-    let party = snapshot.importer(id).map(|row| row.party.clone());
-    Observation { importer: party.unwrap_or(observation.importer), ..observation }
+/// An importer that has a place goes by that.
+fn placed(importer: Party, snapshot: &Snapshot) -> Party {
+    match importer {
+        Party::Importer(id) => snapshot.importer(id).map_or(importer, |row| row.party.clone()),
+        placed => placed,
+    }
 }
 
 impl Snapshot {
@@ -433,6 +471,7 @@ impl Book {
             next.importers.set(id.slot as usize, None);
             self.importer_slots.give_back(id.slot, id.generation);
         }
+        next.forget_the_gone();
     }
 
     /// Those who are still listening.
@@ -442,147 +481,27 @@ impl Book {
     }
 }
 
-/// A pagemap that has joined, until dropped.
-#[must_use = "dropping it is leaving"]
-pub struct Pagemap {
-    registry: Registry,
-    id: PagemapId,
-    spec: Arc<PagemapSpec>,
-    fate: Arc<Fate>,
-}
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::pagemap::Owner;
 
-impl Pagemap {
-    /// Its number.
-    pub fn id(&self) -> PagemapId {
-        self.id
-    }
-
-    /// What its pages carry.
-    pub fn tag(&self) -> PageTag {
-        self.id.tag()
-    }
-
-    /// Whose it is.
-    pub fn owner(&self) -> &Owner {
-        &self.spec.owner
-    }
-
-    /// What it said when it joined.
-    pub fn spec(&self) -> &PagemapSpec {
-        &self.spec
-    }
-
-    /// The registry that it has joined.
-    pub fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
-    /// Its memory is taken away: nobody reaches it until [`rearm`](Pagemap::rearm). Look-ups see it at once, in every snapshot.
-    pub fn revoke(&self) {
-        self.fate.revoke(true);
-        self.registry.tell_of(Cause::Revoked(self.id));
-    }
-
-    /// Its memory is there again.
-    pub fn rearm(&self) {
-        self.fate.revoke(false);
-        self.registry.tell_of(Cause::Rearmed(self.id));
-    }
-
-    /// Whether its memory has been taken away.
-    pub fn is_revoked(&self) -> bool {
-        self.fate.is_revoked()
-    }
-
-    /// Leaves, and has its slot freed at once. Not for use inside a fence's callback or with a lock held, where dropping is.
-    pub fn leave(self) {
-        let registry = self.registry.clone();
-        drop(self);
-        registry.sweep();
-    }
-}
-
-impl Drop for Pagemap {
-    fn drop(&mut self) {
-        self.registry.depart(&self.fate);
-    }
-}
-
-impl fmt::Debug for Pagemap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pagemap").field("id", &self.id).field("spec", &self.spec).finish_non_exhaustive()
-    }
-}
-
-/// An importer that has joined, until dropped.
-#[must_use = "dropping it is leaving"]
-pub struct JoinedImporter {
-    registry: Registry,
-    id: ImporterId,
-    profile: Arc<Profile>,
-    fate: Arc<Fate>,
-}
-
-impl JoinedImporter {
-    /// Its number.
-    pub fn id(&self) -> ImporterId {
-        self.id
-    }
-
-    /// What it said when it joined.
-    pub fn profile(&self) -> &Profile {
-        &self.profile
-    }
-
-    /// The registry that it has joined.
-    pub fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
-    /// As [`Pagemap::leave`].
-    pub fn leave(self) {
-        let registry = self.registry.clone();
-        drop(self);
-        registry.sweep();
-    }
-}
-
-impl Drop for JoinedImporter {
-    fn drop(&mut self) {
-        self.registry.depart(&self.fate);
-    }
-}
-
-impl fmt::Debug for JoinedImporter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut debug = f.debug_struct("JoinedImporter");
-        debug.field("id", &self.id).field("profile", &self.profile).finish_non_exhaustive()
-    }
-}
-
-/// Looks decisions up again and again: it keeps the snapshot, and asks only whether there is a later one.
-#[derive(Clone, Debug)]
-pub struct Reader {
-    registry: Registry,
-    generation: u64,
-    snapshot: Arc<Snapshot>,
-}
-
-impl Reader {
-    /// The current snapshot.
-    #[inline]
-    pub fn snapshot(&mut self) -> &Snapshot {
-        let generation = self.registry.generation();
-        if generation != self.generation {
-            self.snapshot = self.registry.snapshot();
-            self.generation = generation;
-        }
-        &self.snapshot
-    }
-
-    /// How an importer reaches a pagemap.
-    #[inline]
-    pub fn decision(&mut self, pagemap: PagemapId, importer: ImporterId) -> Decision {
-        self.snapshot().decision(pagemap, importer)
+    /// Fault injection: the only step of joining that can fail.
+    #[test]
+    fn a_registry_that_is_full_refuses_and_has_room_again_when_somebody_leaves() {
+        let registry = Registry::with_limits(None, 1, 2);
+        let spec = || PagemapSpec::visible(&Owner::new("gpu"));
+        let pagemap = registry.join_pagemap(spec()).expect("there is one slot");
+        let importer = registry.join(Profile::dynamic()).expect("there is one slot");
+        let before = (registry.generation(), registry.decision(pagemap.id(), importer.id()));
+        let full = |what| Error::RegistryFull { what, limit: 1 };
+        assert_eq!(registry.join_pagemap(spec()).expect_err("full"), full("pagemaps"));
+        assert_eq!(registry.join(Profile::dynamic()).expect_err("full"), full("importers"));
+        assert_eq!((registry.generation(), registry.decision(pagemap.id(), importer.id())), before);
+        drop(pagemap);
+        let second = registry.join_pagemap(spec()).expect("it has left");
+        drop(second);
+        let error = registry.join_pagemap(spec()).expect_err("the slot has had both its generations");
+        assert_eq!(error.to_string(), "the registry has no room for more pagemaps than 1");
     }
 }

@@ -213,6 +213,35 @@ fn observations_of_those_who_are_nowhere_go_by_who_they_are() {
 }
 
 #[test]
+fn what_was_seen_can_be_forgotten_and_goes_with_those_who_have_no_address() {
+    let registry = Registry::unknown();
+    let gpu = Owner::new("gpu");
+    let mine = registry.join_pagemap(PagemapSpec::visible(&gpu)).expect("joins");
+    let importer = registry.join(Profile::dynamic()).expect("joins");
+    let route = |importer| registry.decision(mine.id(), importer).route;
+    let refused = |importer| Observation::new(&gpu, importer, Observed::PeerAccess(false));
+    registry.observe(refused(importer.id()));
+    assert_eq!(route(importer.id()), Route::Staging);
+    registry.forget(&gpu, importer.id());
+    assert_eq!(route(importer.id()), Route::Declared);
+    registry.observe(refused(importer.id()));
+    let heard = causes(&registry);
+    importer.leave();
+    assert_eq!(heard.take(), [Cause::Left]);
+    let next = registry.join(Profile::dynamic()).expect("joins");
+    assert_eq!(route(next.id()), Route::Declared, "it is somebody else, in the same slot");
+}
+
+#[test]
+fn a_subscriber_that_panics_keeps_nobody_else_from_hearing() {
+    let registry = Registry::unknown();
+    let _fragile = registry.subscribe(|_| panic!("as it was told"));
+    let heard = causes(&registry);
+    let pagemap = registry.join_pagemap(spec()).expect("joins");
+    assert_eq!(heard.take(), [Cause::PagemapJoined(pagemap.id())]);
+}
+
+#[test]
 fn a_reader_sees_what_has_happened_before_it_looks() {
     let registry = Registry::new(open_machine());
     let pagemap = registry.join_pagemap(spec()).expect("joins");

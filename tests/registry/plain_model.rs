@@ -16,13 +16,17 @@ use proptest::prelude::*;
 struct Plan {
     cpu: CpuInfo,
     hosts: Vec<Option<PciIds>>,
-    /// Ports: what each is below, and whether it redirects.
-    ports: Vec<(Above, Option<bool>, Option<bool>)>,
-    /// Devices: what each is below, whether it redirects, its rate, whether it completes atomic operations.
-    devices: Vec<(Above, Option<bool>, Option<u64>, Option<bool>)>,
+    ports: Vec<Port>,
+    devices: Vec<Leaf>,
     /// Private links from device to device.
     links: Vec<(usize, usize, u64)>,
 }
+
+/// A port: what it is below, whether it redirects, whether it passes atomic operations on.
+type Port = (Above, Option<bool>, Option<bool>);
+
+/// A device: what it is below, whether it redirects, its rate, whether it completes atomic operations.
+type Leaf = (Above, Option<bool>, Option<u64>, Option<bool>);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Above {
@@ -467,7 +471,7 @@ fn case() -> impl Strategy<Value = Case> {
             let mut in_order: Vec<_> =
                 steps.iter().filter_map(|step| step.checked_sub(1 + 2 * PARTIES)).collect();
             in_order = in_order.into_iter().rev().collect();
-            let shown: Vec<_> = in_order.iter().rev().map(|index| seen[*index].clone()).collect();
+            let shown: Vec<_> = in_order.iter().rev().map(|index| seen[*index]).collect();
             seen = shown;
             Case { plan, exporters, importers, seen, steps, leavers }
         })
