@@ -107,6 +107,8 @@ struct Document {
     /// Who has which address.
     by_address: HashMap<PciAddress, usize>,
     invented: HashSet<PciAddress>,
+    /// Switches whose address a device has, and that address.
+    slips: Vec<(usize, PciAddress)>,
 }
 
 /// What an open element is.
@@ -226,9 +228,13 @@ impl Document {
                 self.pcis[other].function.address = None;
                 self.pcis[index].function.address = Some(address);
                 self.by_address.insert(address, index);
+                self.slips.push((other, address));
                 Ok(())
             }
-            (Some(false), Some(true)) => Ok(()),
+            (Some(false), Some(true)) => {
+                self.slips.push((index, address));
+                Ok(())
+            }
             _ => Err(twice()),
         }
     }
@@ -302,6 +308,10 @@ impl Document {
             function.port = is_bridge.then_some(PortKind::Switch);
             let kind = if is_bridge { NodeKind::Bridge(function) } else { NodeKind::Function(function) };
             nodes.push(builder.add(parent, kind, std::mem::take(&mut pci.names), &pci.place)?);
+        }
+        for (switch, address) in &self.slips {
+            let why = "a device is there too, and has it: the address of the switch is unknown";
+            builder.note(&self.pcis[*switch].place, format!("{address}: {why}"));
         }
         self.add_links(&near, &nodes, &mut builder)?;
         Ok(builder.build())

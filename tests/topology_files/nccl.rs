@@ -116,6 +116,9 @@ fn an_end_point_keeps_an_address_that_a_switch_claims_too() {
     let switch = CLOUD.replacen("ffff:ff:01.0", "0000:20:00.0", 1);
     let machine = read(&switch).unwrap();
     assert!(function(&machine, "20:00.0").is_gpu());
+    let note =
+        "n.xml:4: 0000:20:00.0: a device is there too, and has it: the address of the switch is unknown";
+    assert_eq!(machine.notes()[0].to_string(), note);
     let below_itself = CLOUD.replacen("ffff:ff:01.0", "0000:12:00.0", 1);
     assert_eq!(read(&below_itself).unwrap_err(), "n.xml:17: 0000:12:00.0 is there twice");
 }

@@ -243,6 +243,38 @@ fn the_dgx_2_is_told_as_its_owner_knows_it() {
     assert!(told.contains("the host bridge 8086:2030 is known to forward peer traffic"), "{told}");
 }
 
+/// Two GPUs below one root of a Zen CPU; the bus sees a quarter of the first one's memory.
+const SMALL_BAR: &str = r#"<topology version="2.0"><object type="Machine"><object type="Package" os_index="0">
+ <info name="CPUVendor" value="AuthenticAMD"/><info name="CPUFamilyNumber" value="23"/>
+ <object type="NUMANode" os_index="0"/>
+ <object type="Bridge" bridge_type="0-1" bridge_pci="0000:[00-08]">
+  <object type="PCIDev" pci_busid="0000:07:00.0" pci_type="0300 [1002:67df] [0000:0000] 00" pci_link_speed="15.753846">
+   <object type="OSDev" name="rsmi0" osdev_type="5">
+    <info name="RSMIVRAMSize" value="1048576"/><info name="RSMIVisibleVRAMSize" value="262144"/></object></object>
+  <object type="PCIDev" pci_busid="0000:08:00.0" pci_type="0300 [1002:67df] [0000:0000] 00" pci_link_speed="15.753846"/>
+ </object></object></object></topology>"#;
+
+#[test]
+fn memory_that_the_bus_sees_a_part_of_has_an_answer_for_each_part() {
+    let machine = Scratch::new("bar.xml", SMALL_BAR);
+    let matrix = printed(&["topo", "--hwloc", machine.path()]);
+    assert!(matrix.contains("GPU0  X     PHB~") && matrix.contains("GPU1  PHB+  X"), "{matrix}");
+    assert!(matrix.contains("for the part of the memory that the bus sees"), "{matrix}");
+    let json: Value =
+        serde_json::from_str(&printed(&["topo", "--hwloc", machine.path(), "--json", "-"])).unwrap();
+    let decisions = json["decisions"].as_array().unwrap();
+    assert_eq!(decisions.len(), 4, "one for each pair");
+    let pair = decisions
+        .iter()
+        .find(|one| one["exporter"] == "0000:07:00.0" && one["importer"] == "0000:08:00.0")
+        .unwrap();
+    assert_eq!((&pair["route"], &pair["p2p"]), (&"host_bridge".into(), &true.into()));
+    assert_eq!((&pair["hidden"]["route"], &pair["hidden"]["p2p"]), (&"staging".into(), &false.into()));
+    let told = printed(&["explain", "rsmi0", "08:00.0", "--hwloc", machine.path()]);
+    assert!(told.contains("staging for the part that the bus does not see"), "{told}");
+    assert!(told.contains("with a BAR of 0000:07:00.0 that shows all of its memory"), "{told}");
+}
+
 #[test]
 fn a_device_whose_place_is_not_known_has_no_decision_and_says_so() {
     let Some(recording) = one("sandybridge-mixed-gpus") else { return };

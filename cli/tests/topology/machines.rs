@@ -47,9 +47,10 @@ fn two_files_slip_with_an_address_and_the_device_that_can_be_there_has_it() {
         .map(|note| note.to_string())
         .collect();
     if let Some(recording) = one("sandybridge-mixed-gpus") {
-        let expected = "sandybridge-mixed-gpus:243: 0000:04:00.0 is not on 0000:[84-84], the buses of the bridge above it: its \
-            address is unknown";
-        assert_eq!(noted, [expected]);
+        let sandybridge = "sandybridge-mixed-gpus:243: 0000:04:00.0 is not on 0000:[84-84], the buses of the bridge above \
+            it: its address is unknown";
+        let switch = "topo_8p1h_1:63: 0000:a1:00.0: a device is there too, and has it: the address of the switch is unknown";
+        assert_eq!(noted, [sandybridge, switch]);
         let machine = recording.machine();
         let adapter = machine.named("mlx5_0").next().unwrap();
         assert_eq!(machine.node(adapter).function().unwrap().address, None);
