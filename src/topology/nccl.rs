@@ -107,6 +107,7 @@ struct Document {
     /// Who has which address.
     by_address: HashMap<PciAddress, usize>,
     invented: HashSet<PciAddress>,
+    gpu_numbers: HashSet<i64>,
     /// Switches whose address a device has, and that address.
     slips: Vec<(usize, PciAddress)>,
 }
@@ -247,6 +248,9 @@ impl Document {
         let number: Option<i64> = element.number("dev")?;
         let architecture: Option<u32> = element.number("sm")?;
         let (number, architecture) = (number.filter(|number| *number >= 0), architecture.unwrap_or_default());
+        if let Some(number) = number.filter(|number| !self.gpu_numbers.insert(*number)) {
+            return Err(element.wrong(format!("gpu {number} is there twice")));
+        }
         let own = &mut self.pcis[pci];
         own.names.extend(number.map(|number| format!("gpu{number}")));
         own.lanes = LaneRates {

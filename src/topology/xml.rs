@@ -13,10 +13,9 @@ use quick_xml::errors::{Error, IllFormedError};
 use quick_xml::events::{BytesRef, BytesStart, Event};
 use quick_xml::reader::Reader;
 
+use super::builder::MAX_DEPTH;
 use super::source::{Place, TopologyError};
 
-/// How deep elements may nest. Real files stay below 40.
-pub(super) const MAX_DEPTH: usize = 1_000;
 /// How long a file may be. The largest machines fill a few MiB.
 const MAX_BYTES: usize = 64 << 20;
 /// How many attributes an element may have. Real ones have up to 17.

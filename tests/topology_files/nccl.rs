@@ -134,6 +134,7 @@ fn what_cannot_be_is_refused_with_its_line() {
     for (from, to, line, reason) in [
         ("0000:11:1c.0", "0000:10:1c.0", 11, "0000:10:1c.0 is there twice"),
         ("0000:30:00.0\" class", "ffff:ff:01.0\" class", 28, "ffff:ff:01.0 is there twice"),
+        ("dev=\"3\"", "dev=\"1\"", 29, "gpu 1 is there twice"),
         ("numaid=\"1\"", "numaid=\"0\"", 27, "NUMA node 0 is there twice"),
         ("numaid=\"1\"", "numaid=\"-2\"", 27, "neither a number of a NUMA node nor -1"),
         (

@@ -5,6 +5,8 @@ use devpagemap::topology::PciAddress;
 
 /// How many devices a message lists.
 const LISTED: usize = 8;
+/// No device has a longer name.
+const LONGEST: usize = 64;
 
 /// The device that `name` stands for: what the system calls it, its number in the matrix, or its address in full or in part.
 ///
@@ -72,14 +74,16 @@ fn nearest(devices: &[Device], wanted: &str) -> Option<String> {
     });
     let near = names.map(|name| (distance(&name.to_ascii_lowercase(), wanted), name));
     // A third of what was typed may be wrong.
-    near.filter(|(distance, _)| *distance * 3 <= wanted.len()).min().map(|(_, name)| name)
+    near.filter(|(distance, _)| wanted.len() <= LONGEST && *distance * 3 <= wanted.len())
+        .min()
+        .map(|(_, name)| name)
 }
 
 /// How many letters have to be put in, taken out or replaced.
 fn distance(one: &str, two: &str) -> usize {
-    let two: Vec<char> = two.chars().take(64).collect();
+    let two: Vec<char> = two.chars().take(LONGEST).collect();
     let mut row: Vec<usize> = (0..=two.len()).collect();
-    for (line, letter) in one.chars().take(64).enumerate() {
+    for (line, letter) in one.chars().take(LONGEST).enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], line + 1);
         for column in 0..two.len() {
             let replaced = diagonal + usize::from(two[column] != letter);
