@@ -98,7 +98,7 @@ struct State {
     next: u64,
     /// How many users are neither gone nor overdue.
     awaited: usize,
-    /// How many had let go when the bound last began.
+    /// How many have let go, and how many had when the bound last began.
     progress: (u64, u64),
     /// Whether all have been told, so that the last one ends it.
     told_all: bool,
