@@ -5,10 +5,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devpagemap_allocator::PAGE_BYTES;
-#[cfg(not(any(loom, shuttle)))]
 use devpagemap_fence::Watchdog;
 use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::sync::atomic::AtomicBool;
+#[cfg(not(any(loom, shuttle)))]
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::sync::thread::Builder;
 use devpagemap_fence::{
     Fence, FenceError, FenceSet, Held, Lock, Outside, Slot, Timeline, Usage, Watched, in_callback, levels,
@@ -261,8 +262,9 @@ impl Manager {
         let (set, mut held) = transaction.exec.split();
         let _signalling = Signalling::begin();
         let fence = self.queue().submit(request, &mut held);
-        #[cfg(not(loom_mutant = "moves_are_not_remembered"))]
-        self.remember(&fence, &mut held);
+        if !mutant!("moves_are_not_remembered") {
+            self.remember(&fence, &mut held);
+        }
         if let Some(from) = source {
             let leaving = Leaving { buffer: WeakBuffer::of(&buffer), from, fence: fence.clone() };
             self.outstanding.lock(&mut held).add_leaving(leaving);
@@ -336,7 +338,7 @@ impl Manager {
         let outstanding = self.outstanding.lock(&mut Held::enter()).so_far();
         // A failed job or move is its buffers' business; here only the end counts.
         let _its_own_affair = self.wait(&outstanding);
-        if !cfg!(loom_mutant = "idle_device_keeps_its_ghosts") {
+        if !mutant!("idle_device_keeps_its_ghosts") {
             self.reap_signalled();
         }
     }
@@ -396,7 +398,7 @@ impl Drop for Manager {
         self.promoter.end();
         let Some(engines) = self.engines.take() else { return };
         let faults = self.faults.clone();
-        let in_callback = in_callback() && !cfg!(loom_mutant = "teardown_waits_in_a_callback");
+        let in_callback = in_callback() && !mutant!("teardown_waits_in_a_callback");
         let may_wait = !in_callback && !engines.driver.is_engine_thread() && !faults.is_this_thread();
         let shut_down = move || {
             engines.shut_down();

@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use crate::fence::{InsideCallback, in_callback};
 use crate::lockdep;
 use crate::place::Place;
-use crate::sync::Stable;
+use crate::sync::{Stable, mutant};
 
 crate::sync::thread_local! {
     static DUE: RefCell<VecDeque<Stable<Place>>> = RefCell::default();
@@ -54,7 +54,7 @@ impl Drainer {
             while let Some((callback, outcome)) = place.next_due() {
                 callback(outcome);
             }
-            if cfg!(loom_mutant = "queued_behind_and_forgotten") {
+            if mutant!("queued_behind_and_forgotten") {
                 break;
             }
             // A thread's locals may be gone while it ends; then nothing can have been queued behind.

@@ -15,7 +15,7 @@ use crate::error::WaitError;
 use crate::fence::{Callback, Fence};
 use crate::lockdep;
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, mutant};
 use crate::timeline::TimelineId;
 
 /// At most one fence a timeline, the latest of those added. [`Fence::signaled`] leaves no trace in it.
@@ -156,7 +156,7 @@ impl FenceSet {
         mut keep: impl FnMut(Callback),
     ) -> Option<F> {
         // One more than there are fences, so that it cannot end before all were looked at.
-        let registrar = usize::from(!cfg!(loom_mutant = "registration_is_not_counted"));
+        let registrar = usize::from(!mutant!("registration_is_not_counted"));
         let countdown = Arc::new(Countdown {
             remaining: AtomicUsize::new(self.fences.len() + registrar),
             callback: Mutex::new(Some(callback)),
@@ -190,10 +190,7 @@ struct Countdown<F> {
 impl<F> Countdown<F> {
     /// The callback, for whoever arrives last.
     fn arrive(&self) -> Option<F> {
-        #[cfg(not(loom_mutant = "last_to_arrive_sees_nothing"))]
-        let order = Ordering::AcqRel;
-        #[cfg(loom_mutant = "last_to_arrive_sees_nothing")]
-        let order = Ordering::Relaxed;
+        let order = if mutant!("last_to_arrive_sees_nothing") { Ordering::Relaxed } else { Ordering::AcqRel };
         if self.remaining.fetch_sub(1, order) > 1 {
             return None;
         }

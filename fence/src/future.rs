@@ -43,7 +43,7 @@ use crate::error::FenceError;
 use crate::fence::Fence;
 use crate::fence_set::FenceSet;
 use crate::hung::Hung;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, mutant};
 
 /// The waker that a future and its callbacks share.
 #[derive(Default)]
@@ -107,7 +107,7 @@ fn poll_fences<T>(
             Some(listening) => listening.slot.store(waker),
             None => *listening = Some(Listening::new(fences, waker)),
         }
-        if !cfg!(loom_mutant = "future_does_not_look_again") {
+        if !mutant!("future_does_not_look_again") {
             seen = look();
         }
     }

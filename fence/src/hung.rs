@@ -3,6 +3,7 @@
 use crate::fence::{Callback, Fence};
 #[cfg(not(any(loom, shuttle)))]
 use crate::fence_set::FenceSet;
+use crate::sync::mutant;
 
 /// Callbacks on several fences. Dropping it takes back those that have not run.
 pub(crate) struct Hung(Vec<Callback>);
@@ -17,7 +18,7 @@ impl Hung {
         for fence in fences {
             let callback = callback();
             hung.0.push(fence.on_signal(move |_| callback()).ok()?);
-            if cfg!(loom_mutant = "any_listens_to_one_alone") {
+            if mutant!("any_listens_to_one_alone") {
                 break;
             }
         }

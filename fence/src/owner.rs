@@ -7,7 +7,7 @@ use crate::deadline::Deadline;
 use crate::error::FenceError;
 use crate::hang::{Hang, HangAction, HangHook, Patience};
 use crate::place::Place;
-use crate::sync::{Arc, Mutex, Stable};
+use crate::sync::{Arc, Mutex, Stable, mutant};
 use crate::watchdog::Watched;
 
 /// Told of a deadline. See [`TimelineBuilder::on_deadline`](crate::TimelineBuilder::on_deadline).
@@ -75,7 +75,7 @@ impl Watched for Owner {
             HangAction::Extend => {}
             HangAction::Fail(error) => self.place.fail(Some(point), point, error),
             HangAction::FailAll(error) => {
-                let late = cfg!(loom_mutant = "hang_takes_along_what_came_later");
+                let late = mutant!("hang_takes_along_what_came_later");
                 let last = if late { self.place.allocated() } else { allocated };
                 self.place.fail(None, last, error);
             }

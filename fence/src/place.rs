@@ -38,7 +38,7 @@ use crate::lockdep;
 use crate::owner::Hooks;
 use crate::places;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, Bell, Stable};
+use crate::sync::{Arc, Bell, Stable, mutant};
 use crate::timestamps::{SignalTime, Timestamps};
 use crate::waiters::{Notify, Outcome, Waiters};
 
@@ -181,10 +181,8 @@ impl Place {
         while word >> POINT_SHIFT < point {
             let next = point << POINT_SHIFT | (word & WAITED);
             // Release: what the signaller did before is seen by whoever sees the point complete.
-            #[cfg(not(loom_mutant = "signal_publishes_nothing"))]
-            let success = Ordering::AcqRel;
-            #[cfg(loom_mutant = "signal_publishes_nothing")]
-            let success = Ordering::Relaxed;
+            let success =
+                if mutant!("signal_publishes_nothing") { Ordering::Relaxed } else { Ordering::AcqRel };
             match self.word.compare_exchange_weak(word, next, success, Ordering::Relaxed) {
                 Ok(before) => return Some(before),
                 Err(now) => word = now,
@@ -205,7 +203,7 @@ impl Place {
         if self.completed() >= last {
             return (state, None);
         }
-        let raises_first = !cfg!(loom_mutant = "failure_is_announced_too_late");
+        let raises_first = !mutant!("failure_is_announced_too_late");
         if raises_first {
             self.last_failed.fetch_max(last, Ordering::Relaxed);
         }
@@ -214,11 +212,10 @@ impl Place {
             self.last_failed.fetch_max(last, Ordering::Relaxed);
         }
         let first = first.unwrap_or((before >> POINT_SHIFT) + 1);
-        #[cfg(loom_mutant = "error_filed_too_late")]
-        let mut state = {
+        if mutant!("error_filed_too_late") {
             drop(state);
-            self.state.lock_leaf()
-        };
+            state = self.state.lock_leaf();
+        }
         state.failures.file(first, last, error);
         state.tenant.note_progress(last);
         (state, Some(before))
@@ -227,9 +224,7 @@ impl Place {
     /// Announces a waiter for `point`; true if there is nothing left to wait for.
     fn announce(&self, point: u64, _state: &mut Locked<'_>) -> bool {
         let before = self.word.fetch_or(WAITED, Ordering::AcqRel);
-        #[cfg(loom_mutant = "waiter_does_not_look_again")]
-        let before = before & WAITED;
-        before >> POINT_SHIFT >= point
+        before >> POINT_SHIFT >= point && !mutant!("waiter_does_not_look_again")
     }
 
     /// Queues a sleeper for `point`, to be woken when it completes; nothing if it is complete.
@@ -277,7 +272,7 @@ impl Place {
     pub(crate) fn cancel_callback(&self, point: u64, id: u64) -> bool {
         let cancelled = self.state.lock_leaf().waiters.remove_callback(point, id);
         // Dropped after the lock: the closure's own drop may signal or lock.
-        cancelled.is_some() || cfg!(loom_mutant = "cancel_always_says_yes")
+        cancelled.is_some() || mutant!("cancel_always_says_yes")
     }
 
     /// Somebody would like `point` by `at`: notes it and tells the owner, unless that is nothing new.
@@ -376,7 +371,7 @@ impl Stable<Place> {
         lockdep::assert_may_signal();
         let (state, before) = self.advance_failed(self.state.lock_leaf(), first, last, error);
         drop(state);
-        if before.is_some_and(|word| word & WAITED != 0) && !cfg!(loom_mutant = "failure_wakes_nobody") {
+        if before.is_some_and(|word| word & WAITED != 0) && !mutant!("failure_wakes_nobody") {
             self.notify();
         }
     }
@@ -392,7 +387,7 @@ impl Stable<Place> {
         if self.completed() < last {
             (state, before) = self.advance_failed(state, None, last, error());
         }
-        if before.is_some_and(|word| word & WAITED != 0) && !cfg!(loom_mutant = "failure_wakes_nobody") {
+        if before.is_some_and(|word| word & WAITED != 0) && !mutant!("failure_wakes_nobody") {
             drop(state);
             self.notify();
         } else {
@@ -437,7 +432,7 @@ impl Stable<Place> {
 
     /// Clears WAITED if nobody is queued, and gives the place back if it has become vacant.
     fn settle(&self, mut state: Locked<'_>) {
-        if state.waiters.is_empty() || cfg!(loom_mutant = "flag_cleared_over_waiters") {
+        if state.waiters.is_empty() || mutant!("flag_cleared_over_waiters") {
             self.word.fetch_and(!WAITED, Ordering::Relaxed);
             state.waiters.shrink();
         }
@@ -459,7 +454,7 @@ impl State {
     /// Whether the place has just become vacant; true once an owner.
     fn vacate(&mut self) -> bool {
         let left = self.tenancy == Tenancy::Left
-            || (self.tenancy == Tenancy::Vacant && cfg!(loom_mutant = "place_is_given_back_twice"));
+            || (self.tenancy == Tenancy::Vacant && mutant!("place_is_given_back_twice"));
         let is_quiet = self.waiters.is_empty() && !self.waiters.draining;
         let is_vacant = left && is_quiet;
         if is_vacant {

@@ -28,7 +28,7 @@
 use std::collections::VecDeque;
 
 use crate::place::{Place, Tenant};
-use crate::sync::{Mutex, Stable, process_wide};
+use crate::sync::{Mutex, Stable, mutant, process_wide};
 
 /// All places. Its lock is held for a few instructions, under the lock of no place, and takes nothing.
 #[derive(Default)]
@@ -46,9 +46,10 @@ process_wide! {
 pub(crate) fn take(tenant: impl FnOnce(u64) -> Tenant) -> (Stable<Place>, u64) {
     let mut places = PLACES.lock();
     let vacant = places.vacant.pop_front();
-    let counted_to = vacant.as_ref().map_or(0, |place| place.allocated());
-    #[cfg(loom_mutant = "former_points_are_counted_again")]
-    let counted_to = counted_to.min(places.newest);
+    let mut counted_to = vacant.as_ref().map_or(0, |place| place.allocated());
+    if mutant!("former_points_are_counted_again") {
+        counted_to = counted_to.min(places.newest);
+    }
     let base = places.newest.max(counted_to) + 1;
     places.newest = base;
     places.made += usize::from(vacant.is_none());

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::error::FenceError;
-use crate::sync::{Arc, Bell};
+use crate::sync::{Arc, Bell, mutant};
 
 /// How a point ended.
 pub(crate) type Outcome = Result<(), FenceError>;
@@ -68,7 +68,7 @@ impl Waiters {
 
     /// Whether the caller shall run callbacks: some are due, and nobody else is at it.
     pub(crate) fn start_draining(&mut self, completed: u64) -> bool {
-        let vacant = !self.draining || cfg!(loom_mutant = "callbacks_overtake");
+        let vacant = !self.draining || mutant!("callbacks_overtake");
         let start = vacant && self.callbacks.front().is_some_and(|next| next.point <= completed);
         self.draining |= start;
         start

@@ -5,14 +5,14 @@
 //!
 //! Both call the code that ships, built with `--cfg loom` or `--cfg shuttle`, and re-implement nothing; without either this
 //! package is empty. A model that passes says something only if it can fail: for each there are mutants, lines of the real
-//! code that are replaced by a plausible mistake under `--cfg loom_mutant="name"`, and with its mutant a model must fail.
+//! code that are replaced by a plausible mistake when `DEVPAGEMAP_MUTANT` names it, and with its mutant a model must fail.
 //! `models.txt` and `storms.txt` list which model goes with which mutant.
 //!
 //! ```text
 //! cargo xtask loom FILTER       models and mutants whose names contain FILTER
 //! cargo xtask shuttle FILTER
 //! RUSTFLAGS='--cfg loom' cargo test -p devpagemap-loom-tests --release --test signal_against_wait
-//! RUSTFLAGS='--cfg loom --cfg loom_mutant="signal_publishes_nothing"' cargo test ... # must not exit with 0
+//! DEVPAGEMAP_MUTANT=signal_publishes_nothing RUSTFLAGS='--cfg loom' cargo test ... # the same build; must not exit with 0
 //! ```
 //!
 //! A trap in loom 0.7.2 shapes its models: it may not explore that a load sees another thread's store when that thread

@@ -9,12 +9,13 @@
 //! DEVPAGEMAP_SHUTTLE_SEED=pct-1f0c93a2d5e1b774 RUSTFLAGS='--cfg shuttle' cargo test -p devpagemap-loom-tests --test exec_storm ...
 //! ```
 //!
-//! With that variable a storm is that round alone. It is printed when a scenario panics or deadlocks.
+//! With that variable a storm is that round alone. It is printed when a scenario panics or deadlocks, with the mutant if there was one.
 
 use std::hash::{BuildHasher, RandomState};
 use std::mem::ManuallyDrop;
 use std::sync::{Mutex, Once};
 
+use devpagemap_fence::sync::mutants;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, Runner};
 
@@ -121,8 +122,9 @@ fn report_panics() {
                 let program = program.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 let file = program.rsplit_once('-').map_or(program.as_str(), |(file, _)| file);
                 eprintln!("failing round: {round}; to have it again:");
+                let mutant = mutants::chosen().map_or_else(String::new, |name| format!("{}={name} ", mutants::VARIABLE));
                 eprintln!(
-                    "{SEED}={round} RUSTFLAGS='--cfg shuttle' cargo test --package devpagemap-loom-tests --test {file} {test}"
+                    "{mutant}{SEED}={round} RUSTFLAGS='--cfg shuttle' cargo test --package devpagemap-loom-tests --test {file} {test}"
                 );
             }
             others(panic);

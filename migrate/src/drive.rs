@@ -33,9 +33,9 @@ use crate::slots::Ticket;
 use crate::state::{Publication, State, Step};
 use devpagemap_fence::levels::{self, Below, Level};
 use devpagemap_fence::lockdep::Signalling;
-use devpagemap_fence::sync::Condvar;
 use devpagemap_fence::sync::atomic::{AtomicUsize, Ordering};
 use devpagemap_fence::sync::thread::yield_now;
+use devpagemap_fence::sync::{Condvar, mutant};
 use devpagemap_fence::{FenceError, Held, Lock, Outside, Timeline, Watched};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -143,13 +143,11 @@ impl Inner {
             }
         }
         drop(driving);
-        #[cfg(not(any(
-            loom_mutant = "nobody_hears_that_driving_ends",
-            loom_mutant = "one_hears_that_driving_ends"
-        )))]
-        self.changed.notify_all();
-        #[cfg(loom_mutant = "one_hears_that_driving_ends")]
-        self.changed.notify_one();
+        if mutant!("one_hears_that_driving_ends") {
+            self.changed.notify_one();
+        } else if !mutant!("nobody_hears_that_driving_ends") {
+            self.changed.notify_all();
+        }
         if let Some(panic) = panicked {
             resume_unwind(panic);
         }
@@ -185,8 +183,9 @@ impl Inner {
         let found = asked.as_ref().ok().copied().flatten();
         self.state.lock(held).supplied(found, &self.ledger);
         // Moves that came meanwhile have left it to us.
-        #[cfg(not(loom_mutant = "found_ring_moves_nothing_on"))]
-        self.drive(held);
+        if !mutant!("found_ring_moves_nothing_on") {
+            self.drive(held);
+        }
         asked.unwrap_or_else(|panic| resume_unwind(panic)).map(|(_, extent)| extent)
     }
 
@@ -202,15 +201,14 @@ impl Inner {
     /// Sleeps until the queue is as wanted, resetting engines that hang meanwhile.
     pub(crate) fn rest_until(&self, held: &mut Held<'_, levels::Root>, is_so: impl Fn(&State) -> bool) {
         loop {
-            let state = self.state.lock(held);
+            let mut state = self.state.lock(held);
             if is_so(&state) {
                 return;
             }
-            #[cfg(loom_mutant = "drainer_does_not_look_again")]
-            let state = {
+            if mutant!("drainer_does_not_look_again") {
                 drop(state);
-                self.state.lock(held)
-            };
+                state = self.state.lock(held);
+            }
             #[cfg(any(loom, shuttle))]
             drop(state.wait(&self.changed));
             #[cfg(not(any(loom, shuttle)))]
@@ -231,10 +229,8 @@ impl Inner {
         let Publication { lane, upto, failed, count, spans } = publication;
         let timeline = &self.timelines[lane];
         // Counted first: who was woken by the fence may ask at once whether the queue is idle.
-        #[cfg(not(loom_mutant = "idle_publishes_nothing"))]
-        self.unpublished.fetch_sub(count, Ordering::Release);
-        #[cfg(loom_mutant = "idle_publishes_nothing")]
-        self.unpublished.fetch_sub(count, Ordering::Relaxed);
+        let order = if mutant!("idle_publishes_nothing") { Ordering::Relaxed } else { Ordering::Release };
+        self.unpublished.fetch_sub(count, order);
         if let Some(seqno) = upto {
             timeline.signal(seqno);
         }
@@ -252,11 +248,9 @@ impl Inner {
 
     fn report(&self, slot: SlotIndex) -> Report {
         let me = self.me.upgrade().expect("a queue that is borrowed is alive");
-        Box::new(move |outcome| {
-            #[cfg(not(loom_mutant = "report_is_noted_and_not_acted_upon"))]
-            me.answer(Answer::Errand { slot, outcome });
-            #[cfg(loom_mutant = "report_is_noted_and_not_acted_upon")]
-            me.inbox.lock().push_back(Answer::Errand { slot, outcome });
+        Box::new(move |outcome| match mutant!("report_is_noted_and_not_acted_upon") {
+            false => me.answer(Answer::Errand { slot, outcome }),
+            true => me.inbox.lock().push_back(Answer::Errand { slot, outcome }),
         })
     }
 
@@ -296,8 +290,9 @@ impl Inner {
             drop(driving);
             self.state.lock(held).was_reset(hung, outcome, &self.ledger);
         }
-        #[cfg(not(loom_mutant = "reset_moves_nothing_on"))]
-        self.drive(held);
+        if !mutant!("reset_moves_nothing_on") {
+            self.drive(held);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::piece::Operation;
 use crate::request::Urgency;
 use devpagemap_fence::levels::{self, Below, Level};
 use devpagemap_fence::lockdep::Signalling;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceError, Held};
 use std::fmt;
 use std::sync::Weak;
@@ -48,8 +49,9 @@ impl PeerQueue {
         };
         let _signalling = Signalling::begin();
         queue.state.lock(held).admit_errand(operation, urgency, report, &queue.ledger);
-        #[cfg(not(loom_mutant = "errand_is_noted_and_not_begun"))]
-        queue.drive(held);
+        if !mutant!("errand_is_noted_and_not_begun") {
+            queue.drive(held);
+        }
     }
 }
 

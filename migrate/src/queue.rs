@@ -14,6 +14,7 @@ use crate::zones::Zones;
 use devpagemap_fence::levels::{self, Below, Level};
 use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::sync::atomic::Ordering;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{Fence, Held, Timeline, Watched};
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -93,20 +94,18 @@ impl MoveQueue {
         let _signalling = Signalling::begin();
         inner.unpublished.fetch_add(1, Ordering::Relaxed);
         let blockers = waits.clone();
-        #[cfg(loom_mutant = "move_listens_before_it_is_admitted")]
-        let early = {
-            let (inner, id) = (Arc::downgrade(inner), inner.state.lock(held).next_id());
-            blockers.on_signaled(move || released(&inner, id)).is_err()
+        let listen = |id| {
+            let inner = Arc::downgrade(inner);
+            blockers.is_empty() || blockers.on_signaled(move || released(&inner, id)).is_err()
+        };
+        let too_early = match mutant!("move_listens_before_it_is_admitted") {
+            false => None,
+            true => Some(listen(inner.state.lock(held).next_id())),
         };
         let (id, fence) =
             inner.state.lock(held).admit(operation, urgency, waits, needs, span, &inner.timelines);
         // Only now: whoever signals from here on finds the move.
-        #[cfg(not(loom_mutant = "move_listens_before_it_is_admitted"))]
-        let early = {
-            let inner = Arc::downgrade(inner);
-            blockers.is_empty() || blockers.on_signaled(move || released(&inner, id)).is_err()
-        };
-        if early {
+        if too_early.unwrap_or_else(|| listen(id)) {
             inner.release(id, held);
         }
         fence

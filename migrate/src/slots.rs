@@ -16,6 +16,7 @@ use crate::engine::{CopyEngine, EngineError, Reset};
 use crate::ring::Leg;
 use crate::schedule::MoveId;
 use crate::zones::{Way, WaySet, Zones};
+use devpagemap_fence::sync::mutant;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -167,8 +168,9 @@ impl EngineSlot {
         let condemned = self.has_a_future() && (worn_out || *error == EngineError::Dead);
         if condemned {
             self.health = Health::Quarantined(error.clone());
-            #[cfg(loom_mutant = "quarantine_forgets_the_chunks")]
-            self.in_flight.clear();
+            if mutant!("quarantine_forgets_the_chunks") {
+                self.in_flight.clear();
+            }
         }
         condemned
     }

@@ -29,6 +29,7 @@ use crate::ring::{Leg, Ring, SlotIndex, Wish};
 use crate::schedule::{MoveId, ReadyMoves};
 use crate::slots::{EngineSlot, Health, InFlight, Part, Role, Ticket, kind_of_trouble};
 use crate::zones::{WaySet, Zones};
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -236,7 +237,6 @@ impl State {
     }
 
     /// The id that the next move will get.
-    #[cfg(loom_mutant = "move_listens_before_it_is_admitted")]
     pub(crate) fn next_id(&self) -> MoveId {
         self.next_id
     }
@@ -357,8 +357,7 @@ impl State {
     /// The fences a move waited for have signalled. Returns them, to be dropped without the lock.
     pub(crate) fn release(&mut self, id: MoveId, ledger: &Ledger) -> Option<(FenceSet, FenceSet)> {
         let record = self.moves.get_mut(&id)?;
-        #[cfg(not(loom_mutant = "abandoned_moves_are_released"))]
-        if !matches!(record.phase, Phase::Blocked { .. }) {
+        if !matches!(record.phase, Phase::Blocked { .. }) && !mutant!("abandoned_moves_are_released") {
             return None;
         }
         let Phase::Blocked { waits, needs } = std::mem::replace(&mut record.phase, Phase::Ready) else {
@@ -459,8 +458,9 @@ impl State {
             }
         }
         part.trouble = Some((engine, error));
-        #[cfg(loom_mutant = "slot_is_free_when_its_second_engine_fails")]
-        if let Leg::Empty(slot) = part.leg {
+        if let Leg::Empty(slot) = part.leg
+            && mutant!("slot_is_free_when_its_second_engine_fails")
+        {
             self.ring.free.push_back(slot);
         }
         self.wait(part);
@@ -472,8 +472,9 @@ impl State {
         if record.failure.is_none() {
             record.waiting += 1;
             self.waiting.push(part);
-        } else if let Some(slot) = part.leg.slot() {
-            #[cfg(not(loom_mutant = "failed_move_keeps_its_slot"))]
+        } else if let Some(slot) = part.leg.slot()
+            && !mutant!("failed_move_keeps_its_slot")
+        {
             self.ring.vacate(slot);
         }
     }
@@ -494,10 +495,11 @@ impl State {
         let since = slot.in_flight.front().map_or(now, |oldest| slot.last_progress(oldest.since));
         let waited_ns = u64::try_from(now.saturating_duration_since(since).as_nanos()).unwrap_or(u64::MAX);
         slot.health = Health::Resetting;
-        #[cfg(not(loom_mutant = "hung_engine_keeps_its_tickets"))]
-        let chunks = std::mem::take(&mut slot.in_flight).into();
-        #[cfg(loom_mutant = "hung_engine_keeps_its_tickets")]
-        let chunks = slot.in_flight.iter().cloned().collect();
+        let chunks = if mutant!("hung_engine_keeps_its_tickets") {
+            slot.in_flight.iter().cloned().collect()
+        } else {
+            std::mem::take(&mut slot.in_flight).into()
+        };
         let engine = slot.engine.clone();
         ledger.engine_hung(index);
         self.note_idle_engines(now, ledger);

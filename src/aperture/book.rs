@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use devpagemap_fence::FenceSet;
+use devpagemap_fence::sync::mutant;
 
 use super::gate::{Crossing, Gate};
 use super::ledger::{AccountId, Candidate, Charge, Over, PendingId, PlaceKey, Unreaped, Usage, Wish};
@@ -503,7 +504,7 @@ impl Book {
 
     /// See [`Ledger::first_crossing`](super::Ledger::first_crossing).
     pub(super) fn first_crossing(&mut self) -> Option<Crossing> {
-        if self.telling && !cfg!(loom_mutant = "crossings_are_told_by_whoever_made_them") {
+        if self.telling && !mutant!("crossings_are_told_by_whoever_made_them") {
             return None;
         }
         self.next_crossing()

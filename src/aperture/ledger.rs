@@ -29,6 +29,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Held, Lock, levels};
 
 use super::book::Book;
@@ -196,11 +197,10 @@ impl Ledger {
         debug_assert!(!wish.pages.is_empty() && wish.rank.p2p != P2p::Never, "{wish:?}");
         let mut book = self.book.lock(held);
         book.check(wish, *room_pages)?;
-        #[cfg(loom_mutant = "check_and_charge_in_two_holds")]
-        let mut book = {
+        if mutant!("check_and_charge_in_two_holds") {
             drop(book);
-            self.book.lock(held)
-        };
+            book = self.book.lock(held);
+        }
         let (after, unreaped) = book.charge(wish, room_pages);
         let charge = Charge { place: wish.place, pages: wish.pages.clone(), importer: wish.importer };
         Ok(Granted { charge, after, unreaped, crossed: book.note_use() })

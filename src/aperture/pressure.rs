@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Held, levels};
 
 use super::gate::Crossing;
@@ -122,10 +123,10 @@ impl Manager {
                     ledger.reap(id, &mut Held::in_destructor());
                 }
             };
-            #[cfg(not(loom_mutant = "pages_that_are_late_are_forgotten"))]
-            fences.when_signaled(reap);
-            #[cfg(loom_mutant = "pages_that_are_late_are_forgotten")]
-            let _forgotten = fences.on_signaled(reap);
+            match mutant!("pages_that_are_late_are_forgotten") {
+                false => fences.when_signaled(reap),
+                true => drop(fences.on_signaled(reap)),
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use std::sync::{Arc, Weak};
 
 use devpagemap_allocator::{PAGE_BYTES, Request, Span};
 use devpagemap_fence::sync::lending::{Lender, Loan};
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Held, Lock, levels};
 
 use super::hunt::{Hunt, Space, Step};
@@ -307,7 +308,7 @@ impl State {
 
     fn nobody_left(&self, hunt: &Hunt) -> Step {
         let others_in_transit = self.in_transit_bytes > hunt.caught_bytes;
-        match others_in_transit && !cfg!(loom_mutant = "space_in_transit_is_nobodys") {
+        match others_in_transit && !mutant!("space_in_transit_is_nobodys") {
             true => Step::Wait,
             false => Step::Full { used_bytes: self.window_bytes },
         }
@@ -386,7 +387,7 @@ impl State {
         let entry = self.table.get_mut(lender).expect("a window that leaves is nobody else's");
         entry.ends.merge(hidden);
         entry.standing = Standing::Orphan;
-        let is_lent = lender.is_lent() || cfg!(loom_mutant = "leaving_window_is_not_looked_at_again");
+        let is_lent = lender.is_lent() || mutant!("leaving_window_is_not_looked_at_again");
         if is_lent { None } else { self.free(lender) }
     }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use devpagemap_allocator::Span;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Fence, FenceSet, Slot};
 use devpagemap_migrate::Urgency;
@@ -110,13 +111,12 @@ impl Transaction<'_, '_, '_> {
                     self.unlock_bystanders(&victims);
                     return Ok(victims);
                 }
-                #[cfg(loom_mutant = "walk_goes_on_where_it_stood")]
                 Step::WaitFor(other) => {
                     let slot = self.exec.lock(other.0.clone())?;
-                    return Ok(vec![Victim { slot, useful_bytes: other.0.footprint_bytes }]);
+                    if mutant!("walk_goes_on_where_it_stood") {
+                        return Ok(vec![Victim { slot, useful_bytes: other.0.footprint_bytes }]);
+                    }
                 }
-                #[cfg(not(loom_mutant = "walk_goes_on_where_it_stood"))]
-                Step::WaitFor(other) => drop(self.exec.lock(other.0.clone())?),
                 Step::TryAgain => yield_now(),
                 Step::GiveUp(error) => return Err(error),
             }
@@ -196,11 +196,10 @@ impl Transaction<'_, '_, '_> {
                 manager.vram.enter_relocated(&mut state, set, *slot, old);
                 ghosts.extend(manager.vram.retire(&mut state, old, FenceSet::from(fence.clone())));
             }
-            #[cfg(loom_mutant = "hand_over_in_two_holds")]
-            let mut state = {
+            if mutant!("hand_over_in_two_holds") {
                 drop(state);
-                manager.vram.state.lock(&mut held)
-            };
+                state = manager.vram.state.lock(&mut held);
+            }
             let more = match &claim.window {
                 None => {
                     manager.vram.take_up_to(&mut state, place, buffer.footprint_bytes - taken.len_bytes())

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::sync::thread::yield_now;
 
 use super::BufferObject;
@@ -54,7 +55,7 @@ impl Transaction<'_, '_, '_> {
                 pinned_bytes,
                 held_bytes: walk.held_bytes,
             };
-            let in_transit = if in_transit && !cfg!(loom_mutant = "gtt_in_transit_is_exhaustion") {
+            let in_transit = if in_transit && !mutant!("gtt_in_transit_is_exhaustion") {
                 Claimed::Unnamed
             } else {
                 Claimed::Nobody

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use devpagemap_fence::sync::atomic::AtomicUsize;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Held, Reservable, Reservation, Usage, levels, lockdep};
 
 use super::cpu_hint::CpuHint;
@@ -143,13 +144,12 @@ impl std::fmt::Debug for BufferObject {
 impl Drop for BufferObject {
     fn drop(&mut self) {
         lockdep::might_lock::<levels::Region>("VRAM region");
-        #[cfg(not(loom_mutant = "dead_bytes_lose_their_fences"))]
         let mut fences = self.reservation.fences(Usage::Bookkeep);
-        #[cfg(loom_mutant = "dead_bytes_lose_their_fences")]
-        let mut fences = FenceSet::new();
         let state = self.reservation.get_mut();
-        #[cfg(not(loom_mutant = "dead_bytes_lose_their_fences"))]
         fences.merge(&state.peers.departed());
+        if mutant!("dead_bytes_lose_their_fences") {
+            fences = FenceSet::new();
+        }
         if !state.peers.is_empty() {
             self.manager.shared.forget(self.id);
         }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devpagemap_fence::LockSet;
+use devpagemap_fence::sync::mutant;
 
 use super::validate::{Pass, Transaction};
 use super::victims::{Victim, Walk, member_ids, spare_unneeded, walk};
@@ -46,17 +47,19 @@ impl Transaction<'_, '_, '_> {
             let mut state = vram.state.lock(&mut held);
             let more = vram.take_up_to(&mut state, place, wanted_bytes - claim.taken.len_bytes());
             claim.taken.merge(more);
-            #[cfg(not(loom_mutant = "escrow_is_not_noted"))]
-            state.claims.insert(buffer.id(), WeakBuffer::of(buffer));
+            if !mutant!("escrow_is_not_noted") {
+                state.claims.insert(buffer.id(), WeakBuffer::of(buffer));
+            }
             let missing_bytes = wanted_bytes - claim.taken.len_bytes();
             let useful = |node: &Node| match pass.spares(node) {
                 true => 0,
                 false => bytes_within(&node.spans, &range),
             };
-            let walk = walk(set, &self.members, &state.lru, missing_bytes, useful);
+            let mut walk = walk(set, &self.members, &state.lru, missing_bytes, useful);
             let claimed = other_claims(&state, buffer.id());
-            #[cfg(loom_mutant = "walk_ends_under_the_region_lock")]
-            let walk = Walk { contended: Vec::new(), dying: true, ..walk };
+            if mutant!("walk_ends_under_the_region_lock") {
+                walk = Walk { contended: Vec::new(), dying: true, ..walk };
+            }
             (walk, missing_bytes, claimed, state.lru.pinned_bytes())
         };
         if walk.useful_bytes < missing_bytes {
@@ -126,15 +129,15 @@ pub(super) enum Claimed {
 
 /// Why a walk came short decides what to do: wait for who holds the bytes, look again, or say that there are none.
 pub(super) fn when_short(walk: Walk, claimed: Claimed, error: impl FnOnce(&Walk) -> Error) -> Step {
-    #[cfg(not(loom_mutant = "contention_is_exhaustion"))]
-    if let Some(other) = walk.contended.first() {
+    if let Some(other) = walk.contended.first()
+        && !mutant!("contention_is_exhaustion")
+    {
         return Step::WaitFor(other.clone());
     }
     match claimed {
         Claimed::By(other) => Step::WaitFor(other),
         Claimed::Unnamed => Step::TryAgain,
-        #[cfg(not(loom_mutant = "a_dying_buffer_has_no_bytes"))]
-        Claimed::Nobody if walk.dying => Step::TryAgain,
+        Claimed::Nobody if walk.dying && !mutant!("a_dying_buffer_has_no_bytes") => Step::TryAgain,
         Claimed::Nobody => Step::GiveUp(error(&walk)),
     }
 }

@@ -1,6 +1,7 @@
 //! How memory is given back: behind fences, by their callbacks. No thread waits for it, and no worker exists for it.
 
 use devpagemap_allocator::Span;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Held, LockSet, Slot, levels};
 
 use super::BufferObject;
@@ -59,10 +60,10 @@ impl Manager {
                     manager.reap(region, id);
                 }
             };
-            #[cfg(not(loom_mutant = "ghost_that_is_late_is_forgotten"))]
-            fences.when_signaled(reap);
-            #[cfg(loom_mutant = "ghost_that_is_late_is_forgotten")]
-            let _forgotten = fences.on_signaled(reap);
+            match mutant!("ghost_that_is_late_is_forgotten") {
+                false => fences.when_signaled(reap),
+                true => drop(fences.on_signaled(reap)),
+            }
         }
     }
 
@@ -72,11 +73,10 @@ impl Manager {
             RegionKind::Vram => {
                 let mut state = self.vram.state.lock(&mut held);
                 if let Some(spans) = state.heap.reap(ghost) {
-                    #[cfg(loom_mutant = "bytes_are_nobodys_while_they_are_reaped")]
-                    let mut state = {
+                    if mutant!("bytes_are_nobodys_while_they_are_reaped") {
                         drop(state);
-                        self.vram.state.lock(&mut held)
-                    };
+                        state = self.vram.state.lock(&mut held);
+                    }
                     state.heap.free(&spans);
                 }
             }

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 
 use devpagemap_fence::sync::atomic::Ordering;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{Exec, Fence, FenceSet, Slot, Usage, lockdep};
 use devpagemap_migrate::{MoveRequest, Operation, Urgency};
 
@@ -333,14 +334,16 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         mut after: FenceSet,
         urgency: Urgency,
     ) -> (Option<Resource>, Fence) {
-        #[cfg(not(loom_mutant = "mappings_are_zapped_behind_the_copy"))]
-        self.zap_mappings(slot);
+        if !mutant!("mappings_are_zapped_behind_the_copy") {
+            self.zap_mappings(slot);
+        }
         after.merge(&self.invalidate_peers(slot, self.reason));
         let windows = std::mem::take(&mut self.exec.set_mut().state_mut(slot).windows);
         after.merge(&self.manager.hide_windows(windows, &mut self.exec.split().1));
         let needs = self.exec.set().state(slot).arrival.clone();
-        #[cfg(not(loom_mutant = "copy_overtakes_the_writer"))]
-        after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));
+        if !mutant!("copy_overtakes_the_writer") {
+            after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));
+        }
         let state = self.exec.set_mut().state_mut(slot);
         state.generation += 1;
         let old = state.resource.take();
@@ -354,8 +357,9 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         }
         let from = old.as_ref().map(|old| old.region);
         let fence = self.manager.queue_move(self, slot, request, from, &new);
-        #[cfg(loom_mutant = "mappings_are_zapped_behind_the_copy")]
-        self.zap_mappings(slot);
+        if mutant!("mappings_are_zapped_behind_the_copy") {
+            self.zap_mappings(slot);
+        }
         self.exec.set_mut().state_mut(slot).resource = Some(new);
         self.settle_mappings(slot);
         (old, fence)

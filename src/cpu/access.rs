@@ -6,6 +6,7 @@
 
 use std::ptr::NonNull;
 
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{Held, Locked, Usage, levels};
 use devpagemap_migrate::{Extent, ExtentList, MemoryMap};
 
@@ -111,7 +112,7 @@ impl Buffer {
                 // What is lost already need not be waited for.
                 state.check_not_lost()?;
                 let outstanding = state.fences(usage);
-                if outstanding.is_signaled() || cfg!(loom_mutant = "cpu_does_not_wait_for_moves") {
+                if outstanding.is_signaled() || mutant!("cpu_does_not_wait_for_moves") {
                     state.check_not_lost()?;
                     let (state, mut held) = state.split();
                     return body(state, &mut held);

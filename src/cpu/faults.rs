@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Held, Outside, Slot};
 
 use super::CpuFaults;
@@ -215,10 +216,10 @@ impl Faults {
     fn post_when_signaled(self: &Arc<Self>, mapping: &Arc<Mapping>, arrival: &FenceSet) {
         let (faults, mapping) = (self.clone(), Arc::downgrade(mapping));
         let post = move || faults.post(mapping);
-        #[cfg(not(loom_mutant = "arrival_that_is_early_posts_nobody"))]
-        arrival.when_signaled(post);
-        #[cfg(loom_mutant = "arrival_that_is_early_posts_nobody")]
-        let _posts_nobody = arrival.on_signaled(post);
+        match mutant!("arrival_that_is_early_posts_nobody") {
+            false => arrival.when_signaled(post),
+            true => drop(arrival.on_signaled(post)),
+        }
     }
 
     fn bring(self: &Arc<Self>, mapping: &Arc<Mapping>) -> Brought {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use devpagemap_fence::Slot;
+use devpagemap_fence::sync::mutant;
 
 use super::mapping::{Mapping, Way};
 use crate::bo::{Placement, Reached, Transaction};
@@ -86,7 +87,7 @@ impl Transaction<'_, '_, '_> {
         let place = state.resource.as_ref().zip(way).map(|(resource, way)| {
             (resource.extents.slice(mapping.range.start, mapping.len_bytes()), state.arrival.clone(), way)
         });
-        if mapping.settle(place, &mut held) && !cfg!(loom_mutant = "mover_forgets_who_sleeps") {
+        if mapping.settle(place, &mut held) && !mutant!("mover_forgets_who_sleeps") {
             mapping.post();
         }
     }

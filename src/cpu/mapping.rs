@@ -25,6 +25,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use devpagemap_fence::levels::{self, Below, Level};
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Held, Lock};
 use devpagemap_migrate::{Extent, ExtentList, MemoryMap};
 
@@ -272,8 +273,7 @@ impl Mapping {
         levels::Aperture: Below<H>,
     {
         let mut target = self.target.lock(held);
-        #[cfg(loom_mutant = "stale_target_is_pointed")]
-        let mut target = {
+        if mutant!("stale_target_is_pointed") {
             let stale = match &target.place {
                 Place::There(there) if there.arrival.is_signaled() => Some(there.group(0).to_vec()),
                 _ => None,
@@ -283,8 +283,8 @@ impl Mapping {
                 self.space.point(0, &extents, &self.memory).expect("a model points at everything");
                 return Touched::Served(0..self.len_bytes());
             }
-            self.target.lock(held)
-        };
+            target = self.target.lock(held);
+        }
         target.want(offset);
         let there = match &mut target.place {
             Place::Away => return Touched::Parked,
@@ -292,7 +292,7 @@ impl Mapping {
             Place::Lost => return Touched::Served(0..self.len_bytes()),
             Place::There(there) => there,
         };
-        if !there.arrival.is_signaled() && !cfg!(loom_mutant = "bytes_are_shown_before_they_arrive") {
+        if !there.arrival.is_signaled() && !mutant!("bytes_are_shown_before_they_arrive") {
             return match std::mem::replace(&mut there.awaited, true) {
                 true => Touched::Parked,
                 false => Touched::Arriving(there.arrival.clone()),

@@ -24,6 +24,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceError, FenceSet, Held, Slot};
 use devpagemap_migrate::ExtentList;
 
@@ -101,13 +102,15 @@ impl Transaction<'_, '_, '_> {
             Behind::Queued(after) => return Ok(Shown::Queued(window, after)),
         };
         let follower: Weak<dyn Zap> = Arc::<Mapping>::downgrade(mapping);
-        #[cfg(not(loom_mutant = "fault_follows_no_window"))]
-        let follows = !mapping.space.is_watched() || window.follow(&follower);
-        #[cfg(loom_mutant = "fault_follows_no_window")]
-        let follows = follower.strong_count() > 0;
+        let follows = if mutant!("fault_follows_no_window") {
+            follower.strong_count() > 0
+        } else {
+            !mapping.space.is_watched() || window.follow(&follower)
+        };
         debug_assert!(follows, "a window on loan is taken back under its buffer's reservation only");
-        #[cfg(loom_mutant = "fault_returns_its_window_too_early")]
-        drop(window);
+        if mutant!("fault_returns_its_window_too_early") {
+            drop(window);
+        }
         // The loan ends behind this: who wants the space before it is pointed at does not get it.
         mapping.point_at_window(range, &pieces, &mut self.exec.split().1);
         Ok(Shown::Done)

@@ -22,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use devpagemap_fence::levels;
 use devpagemap_fence::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use devpagemap_fence::sync::published::Published;
-use devpagemap_fence::sync::{Arc, Weak};
+use devpagemap_fence::sync::{Arc, Weak, mutant};
 use devpagemap_fence::{Held, Lock};
 
 use super::decision::Decision;
@@ -204,7 +204,7 @@ impl Registry {
         let spec = Arc::new(spec);
         let fate = Arc::new(Fate::default());
         let id = self.try_change(|book, next| {
-            let there = if cfg!(loom_mutant = "newcomer_looks_before_the_lock") { &early } else { &*next };
+            let there = if mutant!("newcomer_looks_before_the_lock") { &early } else { &*next };
             let (slot, generation) = book
                 .pagemap_slots
                 .next()
@@ -235,7 +235,7 @@ impl Registry {
         let profile = Arc::new(profile);
         let fate = Arc::new(Fate::default());
         let id = self.try_change(|book, next| {
-            let there = if cfg!(loom_mutant = "newcomer_looks_before_the_lock") { &early } else { &*next };
+            let there = if mutant!("newcomer_looks_before_the_lock") { &early } else { &*next };
             let (slot, generation) = book
                 .importer_slots
                 .next()
@@ -363,7 +363,7 @@ impl Registry {
         let (value, cause) = work(book, &mut next)?;
         let snapshot = Arc::new(next);
         let subscribers = book.listeners();
-        if cfg!(loom_mutant = "subscribers_are_told_too_early") {
+        if mutant!("subscribers_are_told_too_early") {
             tell(&subscribers, &Update { snapshot: Arc::clone(&snapshot), cause: cause.clone() });
         }
         let before = self.publish(book, &snapshot);
@@ -384,7 +384,7 @@ impl Registry {
     }
 
     fn publish(&self, book: &mut Book, snapshot: &Arc<Snapshot>) -> Arc<Snapshot> {
-        if cfg!(loom_mutant = "generation_goes_ahead") {
+        if mutant!("generation_goes_ahead") {
             self.0.generation.store(snapshot.generation, Ordering::Release);
         }
         self.0.published.replace(Arc::clone(snapshot));
@@ -394,7 +394,7 @@ impl Registry {
 
     /// Says that somebody has left, in any context.
     pub(super) fn depart(&self, fate: &Fate) {
-        if cfg!(loom_mutant = "departures_are_counted_too_early") {
+        if mutant!("departures_are_counted_too_early") {
             self.0.departed.fetch_add(1, Ordering::Release);
             return fate.leave();
         }

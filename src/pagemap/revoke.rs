@@ -32,8 +32,8 @@
 
 use std::fmt;
 
-use devpagemap_fence::sync::Condvar;
 use devpagemap_fence::sync::atomic::{AtomicU64, Ordering};
+use devpagemap_fence::sync::{Condvar, mutant};
 use devpagemap_fence::{Outside, lockdep};
 
 const PASS: u64 = 1;
@@ -162,12 +162,10 @@ impl Revocation {
                 return Err(under(word));
             }
             assert!(word & PASSES != PASSES, "less than 2^32 passes are held at once");
-            #[cfg(loom_mutant = "pass_is_given_in_two_steps")]
-            {
+            if mutant!("pass_is_given_in_two_steps") {
                 self.word.fetch_add(PASS, Ordering::AcqRel);
                 return Ok(Pass(self));
             }
-            #[cfg(not(loom_mutant = "pass_is_given_in_two_steps"))]
             match self.word.compare_exchange_weak(word, word + PASS, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => return Ok(Pass(self)),
                 Err(found) => word = found,
@@ -191,7 +189,7 @@ impl Revocation {
     pub fn wait_for_passes(&self) {
         lockdep::assert_may_wait();
         debug_assert_ne!(self.phase(), Phase::Active, "passes are given as long as nothing is revoked");
-        if cfg!(loom_mutant = "revoke_waits_for_no_pass") {
+        if mutant!("revoke_waits_for_no_pass") {
             return;
         }
         let mut sleep = self.sleep.lock();
@@ -210,13 +208,11 @@ impl Revocation {
 
     /// Nobody uses it any more, or has to. True for one caller alone: the last fence and the watchdog may both want to be it.
     pub fn finish(&self) -> bool {
-        #[cfg(loom_mutant = "revoke_is_finished_twice")]
-        {
+        if mutant!("revoke_is_finished_twice") {
             let was = self.word.load(Ordering::Acquire);
             self.word.fetch_or(PHASES, Ordering::AcqRel);
             return phase_of(was) == Phase::Draining;
         }
-        #[cfg(not(loom_mutant = "revoke_is_finished_twice"))]
         self.step(Phase::Draining, Phase::Revoked, |word| word).is_ok()
     }
 
@@ -254,18 +250,14 @@ impl Revocation {
     }
 
     fn step(&self, from: Phase, to: Phase, change: impl Fn(u64) -> u64) -> Result<(), UnderRevoke> {
-        #[cfg(not(loom_mutant = "rearm_publishes_nothing"))]
-        let order = Ordering::AcqRel;
-        #[cfg(loom_mutant = "rearm_publishes_nothing")]
-        let order = Ordering::Acquire;
+        let order = if mutant!("rearm_publishes_nothing") { Ordering::Acquire } else { Ordering::AcqRel };
         let mut word = self.word.load(Ordering::Acquire);
         loop {
             if phase_of(word) != from {
                 return Err(under(word));
             }
             let new = change(word) & !PHASES | (to as u64) << PHASE_SHIFT;
-            #[cfg(loom_mutant = "revoke_begins_twice")]
-            if to == Phase::Invalidating {
+            if to == Phase::Invalidating && mutant!("revoke_begins_twice") {
                 self.word.fetch_or(new & (PHASES | CAUSES), order);
                 return Ok(());
             }
@@ -285,13 +277,10 @@ pub struct Pass<'a>(&'a Revocation);
 impl Drop for Pass<'_> {
     #[inline]
     fn drop(&mut self) {
-        #[cfg(not(loom_mutant = "pass_publishes_nothing"))]
-        let order = Ordering::Release;
-        #[cfg(loom_mutant = "pass_publishes_nothing")]
-        let order = Ordering::Relaxed;
+        let order = if mutant!("pass_publishes_nothing") { Ordering::Relaxed } else { Ordering::Release };
         let word = self.0.word.fetch_sub(PASS, order);
         let may_be_awaited = word & PASSES == PASS && phase_of(word) == Phase::Invalidating;
-        if may_be_awaited && !cfg!(loom_mutant = "last_pass_wakes_nobody") {
+        if may_be_awaited && !mutant!("last_pass_wakes_nobody") {
             // Whoever has looked and not found it returned is asleep once this lock can be had.
             drop(self.0.sleep.lock());
             self.0.alone.notify_all();

@@ -10,8 +10,8 @@
 //! copies none of theirs. A snapshot never changes, except that it knows at once of who has left and of memory that has
 //! been taken away: those words are shared by all snapshots.
 
-use devpagemap_fence::sync::Arc;
 use devpagemap_fence::sync::atomic::{AtomicU8, Ordering};
+use devpagemap_fence::sync::{Arc, mutant};
 
 use super::decide::{self, Told, Untold};
 use super::decision::Decision;
@@ -180,7 +180,7 @@ impl Snapshot {
     #[inline]
     fn pagemap(&self, tag: PageTag) -> Option<&PagemapRow> {
         let row = self.pagemaps.get(tag.slot())?;
-        (row.tag == tag || cfg!(loom_mutant = "a_slot_is_taken_for_its_tenant")).then_some(row)
+        (row.tag == tag || mutant!("a_slot_is_taken_for_its_tenant")).then_some(row)
     }
 
     /// The row of an importer that is there.

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use devpagemap_allocator::{AllocError, Buddy, Mode, Request, Span};
 use devpagemap_fence::FenceSet;
+use devpagemap_fence::sync::mutant;
 
 use super::ghost::{Ghost, GhostId, Ghosts, Unreaped};
 use super::spans::{intersect_all, merge_adjacent, subtract_all, total_bytes};
@@ -36,8 +37,9 @@ impl Taken {
     /// What must have signalled before the first access.
     pub(crate) fn after(&self) -> FenceSet {
         let mut after = FenceSet::new();
-        #[cfg(not(loom_mutant = "reused_bytes_lose_their_fences"))]
-        self.pending.iter().for_each(|part| after.merge(&part.fences));
+        if !mutant!("reused_bytes_lose_their_fences") {
+            self.pending.iter().for_each(|part| after.merge(&part.fences));
+        }
         after.prune();
         after
     }

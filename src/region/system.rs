@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use devpagemap_allocator::{AllocError, Request, Span};
 use devpagemap_fence::levels::{self, Below, Level};
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Held, Lock};
 
@@ -85,8 +86,8 @@ impl SystemRegion {
             let mut state = self.state.lock(held);
             match state.take(len_bytes) {
                 Ok(taken) => return Ok(with(&mut state, taken)),
-                #[cfg(not(loom_mutant = "cooling_is_exhaustion"))]
-                Err(Error::Exhausted { .. }) if state.cooling_bytes > 0 => {}
+                Err(Error::Exhausted { .. })
+                    if state.cooling_bytes > 0 && !mutant!("cooling_is_exhaustion") => {}
                 Err(error) => return Err(error),
             }
             drop(state);
@@ -111,11 +112,10 @@ impl SystemRegion {
         let cold = {
             let mut state = self.state.lock(held);
             let Some(spans) = state.heap.reap(ghost) else { return };
-            #[cfg(loom_mutant = "pages_are_nobodys_while_they_are_reaped")]
-            let mut state = {
+            if mutant!("pages_are_nobodys_while_they_are_reaped") {
                 drop(state);
-                self.state.lock(held)
-            };
+                state = self.state.lock(held);
+            }
             state.free_warm(&spans)
         };
         self.cool(&cold, held);

@@ -13,6 +13,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{FenceSet, Slot};
 use devpagemap_migrate::Urgency;
@@ -107,14 +108,12 @@ impl Transaction<'_, '_, '_> {
                 return Ok(Step::Again);
             };
             if !set.state(slot).peers.hold_bar() {
-                #[cfg(loom_mutant = "a_map_that_is_going_has_no_pages")]
-                return Ok(Step::TooFew);
-                // Its last map is just going, and is about to give its pages back.
-                #[cfg(not(loom_mutant = "a_map_that_is_going_has_no_pages"))]
-                {
-                    yield_now();
-                    return Ok(Step::Again);
+                if mutant!("a_map_that_is_going_has_no_pages") {
+                    return Ok(Step::TooFew);
                 }
+                // Its last map is just going, and is about to give its pages back.
+                yield_now();
+                return Ok(Step::Again);
             }
             victims.push((slot, buffer.0.clone()));
         }

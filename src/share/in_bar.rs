@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Slot};
 
 use super::map::{Asked, Denied, wish};
@@ -99,7 +100,7 @@ impl Transaction<'_, '_, '_> {
                 return Err(Denied::Over(over, over.refusal(wish)));
             }
             too_few_for = (!self.demote_for(wish, &over, &mut room)?).then_some(over);
-            if cfg!(loom_mutant = "the_ledger_is_asked_once") && too_few_for.is_some() {
+            if mutant!("the_ledger_is_asked_once") && too_few_for.is_some() {
                 return Err(Denied::Over(over, over.refusal(wish)));
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Slot, Usage, lockdep};
 
 use super::importer::{InvalidateReason, Invalidated};
@@ -54,12 +55,9 @@ impl Transaction<'_, '_, '_> {
         if peers.fence_slots() == 0 {
             return left;
         }
-        #[cfg(loom_mutant = "who_is_gone_is_asked_before_the_mark")]
-        let departed = peers.departed();
+        let early = mutant!("who_is_gone_is_asked_before_the_mark").then(|| peers.departed());
         let ended = peers.make_stale(&ends);
-        #[cfg(not(loom_mutant = "who_is_gone_is_asked_before_the_mark"))]
-        let departed = peers.departed();
-        left.until = departed;
+        left.until = early.unwrap_or_else(|| peers.departed());
         let buffer = self.exec.set().object(slot).id();
         left.until = self.all_bounded(left.until, buffer);
         for ended in ended {

@@ -19,6 +19,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Slot};
 
 use super::accord::Way;
@@ -77,8 +78,7 @@ impl PeerMapRequest<'_> {
         let range = bytes_of(&pages_of(&self.range));
         let attached = &self.attachment.attached;
         let manager = &buffer.0.manager;
-        let early =
-            cfg!(loom_mutant = "a_route_is_asked_for_too_early").then(|| manager.decision(&attached.joined));
+        let early = mutant!("a_route_is_asked_for_too_early").then(|| manager.decision(&attached.joined));
         let map = buffer.transact(|transaction, slot| {
             let decision = early.unwrap_or_else(|| manager.decision(&attached.joined));
             let map = transaction.map_range(slot, attached, &range, self.on_pressure, decision)?;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devpagemap_fence::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{Fence, FenceSet, Held, Lock, levels, lockdep};
 use devpagemap_migrate::{Addr, Extent, SysAddr, VramAddr};
 
@@ -190,16 +191,14 @@ impl Mapped {
     /// One holder less, who uses the bytes until `fences` have signalled. True when that ended the map: then what it holds
     /// is the caller's to give back.
     fn leave(&self, fences: &FenceSet) -> bool {
-        #[cfg(loom_mutant = "a_peer_goes_before_it_says_until_when")]
-        let is_last = self.word.fetch_sub(1, Ordering::AcqRel) == 1;
+        let is_last = || self.word.fetch_sub(1, Ordering::AcqRel) == 1;
+        let early = mutant!("a_peer_goes_before_it_says_until_when").then(is_last);
         // Before the holder is gone: who finds none looks here next.
         if !fences.is_signaled() {
             self.holdings.lock(&mut Held::in_destructor()).until.merge(fences);
             self.attached.departs(fences);
         }
-        #[cfg(not(loom_mutant = "a_peer_goes_before_it_says_until_when"))]
-        let is_last = self.word.fetch_sub(1, Ordering::AcqRel) == 1;
-        is_last
+        early.unwrap_or_else(is_last)
     }
 
     /// What whoever ended the map has to give back to the ledger, and until when it is in use: until `told` has signalled, and

@@ -25,6 +25,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devpagemap_fence::sync::atomic::{AtomicBool, Ordering};
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{Fence, FenceSet, Held, Lock, Slot, Timeline, Watched, levels};
 
 use super::attachment::{Attached, Revoked};
@@ -418,7 +419,7 @@ impl Watched for Drain {
         let mut named: BTreeMap<(Option<u64>, Arc<str>), u64> = BTreeMap::new();
         let mut stand_ins = Vec::new();
         for Late { who, buffer, ghost, stand_in } in overdue {
-            let ghost = ghost.filter(|_| !cfg!(loom_mutant = "pages_of_who_is_overdue_are_free"));
+            let ghost = ghost.filter(|_| !mutant!("pages_of_who_is_overdue_are_free"));
             let quarantined_bytes = ghost.map_or(0, |ghost| self.quarantine(ghost));
             *named.entry((buffer, who)).or_default() += quarantined_bytes;
             stand_ins.extend(stand_in);

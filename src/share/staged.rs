@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering as Statistic;
 
 use devpagemap_fence::sync::atomic::Ordering;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{Fence, FenceSet, Held, Lock, Slot, Usage, levels};
 use devpagemap_migrate::{ExtentList, MoveRequest};
 
@@ -169,8 +170,9 @@ impl Transaction<'_, '_, '_> {
 
     /// The buffer's bytes are, or will be, others than they were: what is staged of them is not fresh.
     pub(crate) fn note_write(&mut self, slot: Slot) {
-        #[cfg(not(loom_mutant = "a_copy_does_not_hear_of_writes"))]
-        self.exec.set().state(slot).peers.is_written();
+        if !mutant!("a_copy_does_not_hear_of_writes") {
+            self.exec.set().state(slot).peers.is_written();
+        }
     }
 
     /// Brings `range` of the copy up to date. Returns what must have signalled before it is read.
@@ -213,8 +215,9 @@ impl Transaction<'_, '_, '_> {
         let label = self.exec.set().object(slot).id();
         let mut after = written;
         after.merge(&copy.before_write());
-        #[cfg(not(loom_mutant = "what_comes_back_overtakes_its_readers"))]
-        after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));
+        if !mutant!("what_comes_back_overtakes_its_readers") {
+            after.merge(&self.exec.set().fences(slot, Usage::Bookkeep));
+        }
         // What has not been brought up to date would bring other bytes back than were written.
         let request = MoveRequest::copy(label, copy.extents(range), back).after(after).needs(copy.arrived());
         let fence = self.queue_staging(slot, request, Usage::Kernel);

@@ -1,8 +1,9 @@
 //! Explores the models of a tool, and the mutants that show that they can fail.
 //!
 //! A model must hold on the code as it is, and must fail on each of its mutants, in a child process, by a panic or a
-//! deadlock. A mutant that does not compile, or whose model does not run, proves nothing and counts as a failure. Where
-//! failures have seeds, the one that was printed must lead to the same failure again.
+//! deadlock. All mutants are in the one build of the models; the child's environment says with which it runs. A mutant
+//! whose model does not run proves nothing and counts as a failure. Where failures have seeds, the one that was printed
+//! must lead to the same failure again.
 
 use crate::cargo::root;
 use crate::model_table::{self, PAGE};
@@ -24,11 +25,16 @@ const MODEL_LIMIT: Duration = Duration::from_secs(600);
 const MUTANT_LIMIT: Duration = Duration::from_secs(300);
 /// Where mutants live.
 const MUTATED: [&str; 3] = ["fence/src", "migrate/src", "src"];
+/// The variable that names the mutant.
+const MUTANT: &str = "DEVPAGEMAP_MUTANT";
 /// The variable that names a storm's one round.
 const SEED: &str = "DEVPAGEMAP_SHUTTLE_SEED";
 
 /// A model: its file and its name.
 type Model = (String, String);
+
+/// A model and, unless it is to hold on the code as it is, the mutant that it must catch.
+type Exploration = (Model, Option<String>);
 
 /// What is asked for.
 pub enum Wanted<'a> {
@@ -51,7 +57,7 @@ pub fn run(tool: &Tool, wanted: &Wanted<'_>) -> Outcome {
 
 fn explore(tool: &Tool, wanted: &Wanted<'_>) -> Result<Outcome, String> {
     let all = listed(tool)?;
-    let programs = tool.build(None, &tool.files()?)?;
+    let programs = tool.build(&tool.files()?)?;
     let filter = match wanted {
         Wanted::Matching(filter) => filter,
         Wanted::AllForTheTable => "",
@@ -60,15 +66,11 @@ fn explore(tool: &Tool, wanted: &Wanted<'_>) -> Result<Outcome, String> {
     if pairs.is_empty() {
         return Err(format!("no {} and no mutant has `{filter}` in its name", tool.model));
     }
-    // A long model keeps one processor busy; mutants are built meanwhile.
-    let (models, mutants) = std::thread::scope(|scope| {
-        let models = scope.spawn(|| explore_models(&pairs, &programs));
-        let mutants = explore_mutants(tool, &pairs);
-        (models.join().expect("exploring models does not panic"), mutants)
-    });
-    let mut outcome = summary(tool, &pairs, &models, &mutants);
+    let verdicts = explore_all(tool, &pairs, &programs);
+    let mut outcome = summary(tool, &pairs, &verdicts);
     if matches!(wanted, Wanted::AllForTheTable) {
-        let executions = models.iter().map(|(model, verdict)| (model.clone(), verdict.states())).collect();
+        let models = verdicts.iter().filter(|((_, mutant), _)| mutant.is_none());
+        let executions = models.map(|((model, _), verdict)| (model.clone(), verdict.states())).collect();
         write_table(tool, &all, &executions)?;
     }
     for gap in gaps(tool, &all, &programs)? {
@@ -140,18 +142,18 @@ fn model_of(pair: &Pair) -> Model {
     (pair.file.clone(), pair.test.clone())
 }
 
-/// Explores each model once, as many at a time as there are processors.
-fn explore_models(pairs: &[Pair], programs: &Programs) -> BTreeMap<Model, Verdict> {
-    let models: Vec<Model> = pairs.iter().map(model_of).collect::<BTreeSet<_>>().into_iter().collect();
+/// Explores each model and each mutant once, as many at a time as there are processors. Mutants, which are soon caught,
+/// come last, so that a long model does not begin when everything else is done.
+fn explore_all(tool: &Tool, pairs: &[Pair], programs: &Programs) -> BTreeMap<Exploration, Verdict> {
+    let models = pairs.iter().map(|pair| (model_of(pair), None)).collect::<BTreeSet<Exploration>>();
+    let mutants = pairs.iter().filter_map(|pair| Some((model_of(pair), Some(pair.mutant.clone()?))));
+    let all: Vec<Exploration> = models.into_iter().chain(mutants).collect();
     let next = AtomicUsize::new(0);
     let verdicts = Mutex::new(BTreeMap::new());
     let work = || {
-        while let Some(model) = models.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let run = run_test(programs, model, None, MODEL_LIMIT);
-            let verdict = run.map_or_else(Verdict::bad, |run| verdict::of_model(&run));
-            let (file, test) = model;
-            println!("{file}::{test}: {} in {}", verdict.text, seconds(verdict.took));
-            verdicts.lock().expect("nobody panics with it").insert(model.clone(), verdict);
+        while let Some(exploration) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let verdict = explore_one(tool, programs, exploration);
+            verdicts.lock().expect("nobody panics with it").insert(exploration.clone(), verdict);
         }
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -163,82 +165,61 @@ fn explore_models(pairs: &[Pair], programs: &Programs) -> BTreeMap<Model, Verdic
     verdicts.into_inner().expect("nobody panicked with it")
 }
 
-/// Builds each mutant once and runs its models against it.
-fn explore_mutants(tool: &Tool, pairs: &[Pair]) -> BTreeMap<(String, Model), Verdict> {
-    let mut by_mutant: BTreeMap<&str, Vec<&Pair>> = BTreeMap::new();
-    for pair in pairs {
-        if let Some(mutant) = &pair.mutant {
-            by_mutant.entry(mutant).or_default().push(pair);
-        }
+fn explore_one(tool: &Tool, programs: &Programs, (model, mutant): &Exploration) -> Verdict {
+    let verdict = match mutant {
+        None => run_test(programs, model, &[], MODEL_LIMIT).map(|run| verdict::of_model(&run)),
+        Some(mutant) => explore_mutant(tool, programs, model, mutant),
+    };
+    let verdict = verdict.unwrap_or_else(Verdict::bad);
+    let ((file, test), took) = (model, seconds(verdict.took));
+    match mutant {
+        None => println!("{file}::{test}: {} in {took}", verdict.text),
+        Some(mutant) => println!("mutant {mutant}, {file}::{test}: {} in {took}", verdict.text),
     }
-    let mut verdicts = BTreeMap::new();
-    for (mutant, pairs) in by_mutant {
-        let files = pairs.iter().map(|pair| pair.file.clone()).collect();
-        let begin = std::time::Instant::now();
-        let programs = tool.build(Some(mutant), &files);
-        let built = seconds(begin.elapsed());
-        for pair in pairs {
-            let verdict = match &programs {
-                Ok(programs) => explore_mutant(tool, programs, &model_of(pair)),
-                Err(reason) => Verdict::bad(reason.clone()),
-            };
-            println!("mutant {mutant} (built in {built}), {}: {}", pair.test, verdict.text);
-            verdicts.insert((mutant.to_owned(), model_of(pair)), verdict);
-        }
-    }
-    verdicts
+    verdict
 }
 
-fn explore_mutant(tool: &Tool, programs: &Programs, model: &Model) -> Verdict {
-    let run = match run_test(programs, model, None, MUTANT_LIMIT) {
-        Ok(run) => run,
-        Err(reason) => return Verdict::bad(reason),
-    };
+fn explore_mutant(tool: &Tool, programs: &Programs, model: &Model, mutant: &str) -> Result<Verdict, String> {
+    let run = run_test(programs, model, &[(MUTANT, mutant)], MUTANT_LIMIT)?;
     let first = verdict::of_mutant(&run);
     if !tool.has_seeds || !first.is_good {
-        return first;
+        return Ok(first);
     }
     let Some(round) = verdict::failing_round(&run.output) else {
-        return Verdict::bad(format!("{}, and printed no seed", first.text));
+        return Err(format!("{}, and printed no seed", first.text));
     };
-    let replay = run_test(programs, model, Some(round), MUTANT_LIMIT);
-    replay.map_or_else(Verdict::bad, |replay| verdict::of_replay(first, &replay))
+    let replay = run_test(programs, model, &[(MUTANT, mutant), (SEED, round)], MUTANT_LIMIT)?;
+    Ok(verdict::of_replay(first, &replay))
 }
 
 fn run_test(
     programs: &Programs,
     (file, test): &Model,
-    round: Option<&str>,
+    environment: &[(&str, &str)],
     limit: Duration,
 ) -> Result<Captured, String> {
     let program = programs.get(file).ok_or_else(|| format!("there is no test program {file}"))?;
     let mut command = Command::new(program);
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
-    // A bound or a seed in the environment would make an exploration something else.
+    // A bound, a mutant or a seed in our own environment would make an exploration something else.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("LOOM_") || text.starts_with("SHUTTLE_") || text == SEED {
+        if text.starts_with("LOOM_") || text.starts_with("SHUTTLE_") || text == MUTANT || text == SEED {
             command.env_remove(name);
         }
     }
-    if let Some(round) = round {
-        command.env(SEED, round);
-    }
-    process::run_captured(command.env("RUST_BACKTRACE", "0"), limit)
+    command.env("RUST_BACKTRACE", "0").envs(environment.iter().copied());
+    process::run_captured(&mut command, limit)
 }
 
-fn summary(
-    tool: &Tool,
-    pairs: &[Pair],
-    models: &BTreeMap<Model, Verdict>,
-    mutants: &BTreeMap<(String, Model), Verdict>,
-) -> Outcome {
+fn summary(tool: &Tool, pairs: &[Pair], verdicts: &BTreeMap<Exploration, Verdict>) -> Outcome {
     let mut rows = vec![[tool.model, "bound", "executions", "time", "mutant", "verdict"].map(String::from)];
     for pair in pairs {
-        let model = &models[&model_of(pair)];
-        let mutant = pair.mutant.as_ref().map(|mutant| &mutants[&(mutant.clone(), model_of(pair))]);
-        let verdict = match mutant {
-            Some(mutant) => format!("{}; {}", model.text, mutant.text),
+        let model = &verdicts[&(model_of(pair), None)];
+        let verdict = match &pair.mutant {
+            Some(mutant) => {
+                format!("{}; {}", model.text, verdicts[&(model_of(pair), Some(mutant.clone()))].text)
+            }
             None => model.text.clone(),
         };
         let name = pair.mutant.as_deref().unwrap_or("-").to_owned();
@@ -246,17 +227,17 @@ fn summary(
         rows.push([test, pair.bound.clone(), model.states(), seconds(model.took), name, verdict]);
     }
     println!("\n{}", table(&rows));
-    let verdicts = || models.values().chain(mutants.values());
-    let bad = verdicts().filter(|verdict| !verdict.is_good).count();
-    let tally = Tally { passed: (verdicts().count() - bad) as u64, failed: bad as u64, skipped: 0 };
-    let caught = mutants.values().filter(|verdict| verdict.is_good).count();
-    let hold = models.values().filter(|verdict| verdict.is_good).count();
-    let executions: u64 = models.values().filter_map(|verdict| verdict.executions).sum();
+    let good = |is_mutant: bool| {
+        let kind = verdicts.iter().filter(move |((_, mutant), _)| mutant.is_some() == is_mutant);
+        let (all, good) = kind.fold((0, 0), |(all, good), (_, v)| (all + 1, good + u64::from(v.is_good)));
+        (good, all)
+    };
+    let ((hold, models), (caught, mutants)) = (good(false), good(true));
+    let bad = models + mutants - hold - caught;
+    let executions: u64 = verdicts.values().filter_map(|verdict| verdict.executions).sum();
     let remark = format!(
-        "{hold} of {} {}s hold ({executions} executions), {caught} of {} mutants caught",
-        models.len(),
-        tool.model,
-        mutants.len()
+        "{hold} of {models} {}s hold ({executions} executions), {caught} of {mutants} mutants caught",
+        tool.model
     );
-    Outcome { tally, remark }
+    Outcome { tally: Tally { passed: hold + caught, failed: bad, skipped: 0 }, remark }
 }

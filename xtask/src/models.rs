@@ -2,7 +2,7 @@
 //!
 //! `loom-tests/models.txt` and `storms.txt` have one line a pair: `test file | test name | mutant | threads | bound`. Whoever
 //! adds a model or a mutant and forgets the list is told so: every test of the loom-tests crate must be on one, and every
-//! `loom_mutant = "..."` in the sources.
+//! `mutant!` in the sources.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -66,9 +66,12 @@ pub fn mutants_in(dir: &Path) -> Result<BTreeSet<String>, String> {
     Ok(mutants)
 }
 
-fn mutants_of(source: &str) -> impl Iterator<Item = String> {
-    let quoted = source.split("loom_mutant = \"").skip(1);
-    quoted.filter_map(|rest| rest.split_once('"')).map(|(name, _)| name.to_owned())
+fn mutants_of(source: &str) -> BTreeSet<String> {
+    let code: Vec<&str> = source.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let code = code.join("\n");
+    let names = code.split("mutant!(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"'));
+    let names = names.filter_map(|rest| rest.split_once('"'));
+    names.map(|(name, _)| name.to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -93,9 +96,8 @@ mod tests {
     }
 
     #[test]
-    fn mutants_are_found_in_attributes_and_expressions() {
-        let name = "loom_mutant";
-        let source = format!("#[cfg({name} = \"one\")] fn f() {{ if cfg!({name} = \"two\") {{}} }}");
-        assert_eq!(mutants_of(&source).collect::<Vec<_>>(), ["one", "two"]);
+    fn mutants_are_found_in_expressions_and_not_in_comments() {
+        let source = "if mutant!(\"one\") && a {}\n//! mutant!(\"none\")\nlet b = !mutant!(\n    \"two\"\n);";
+        assert_eq!(mutants_of(source), BTreeSet::from(["one".to_owned(), "two".to_owned()]));
     }
 }

@@ -1,4 +1,4 @@
-//! The tools that explore models, and how the code is built for each of them and for a mutant.
+//! The tools that explore models, and how the code is built for each of them.
 //!
 //! | | loom | shuttle |
 //! |---|---|---|
@@ -6,23 +6,10 @@
 //! | models | `loom-tests/tests` | `loom-tests/shuttle` |
 //! | list | `loom-tests/models.txt` | `loom-tests/storms.txt` |
 //!
-//! A mutant is one more `--cfg` for this workspace's crates only. Given as RUSTFLAGS it would rebuild every dependency each
-//! time. Instead cargo is told to call rustc through a *workspace wrapper*, a two-line script per mutant that appends the
-//! `--cfg`. Cargo keeps what different wrappers built apart, by the wrapper's path:
-//!
-//! ```text
-//!   target/loom/release/deps/   libloom-1f..   shared by all             (RUSTFLAGS="--cfg loom")
-//!                               libdevpagemap_fence-78..   the code      no wrapper
-//!                               libdevpagemap_fence-ae..   mutant a      RUSTC_WORKSPACE_WRAPPER=target/loom/mutants/a
-//!                               libdevpagemap_fence-b3..   mutant b      RUSTC_WORKSPACE_WRAPPER=target/loom/mutants/b
-//! ```
-//!
-//! So a mutant costs the workspace's own crates, unoptimised, and nothing at all when no source has changed since the
-//! last time.
+//! One build has all mutants: which one a model runs with is chosen when it is run (`fence/src/sync/mutants.rs`).
 
 use crate::cargo::{cargo, root, target_dir};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -38,10 +25,8 @@ pub struct Tool {
     dir: &'static str,
     /// Whether a failure must come again from the seed that it printed.
     pub has_seeds: bool,
-    /// What is said of dependencies must be the same for models and mutants, or each would have its own.
+    /// How it is built.
     profile: &'static [&'static str],
-    /// A mutant explores only until it is caught, so compiling it is what costs.
-    mutant_profile: &'static str,
 }
 
 /// Every interleaving.
@@ -61,7 +46,6 @@ pub const LOOM: Tool = Tool {
         "--config=profile.release.package.\"*\".debug-assertions=false",
         "--config=profile.release.package.\"*\".opt-level=3",
     ],
-    mutant_profile: "--config=profile.release.opt-level=0",
 };
 
 /// Many threads, at random.
@@ -73,7 +57,6 @@ pub const SHUTTLE: Tool = Tool {
     has_seeds: true,
     // What `cargo test` builds, so that the printed line has the same round again.
     profile: &["--config=profile.dev.package.\"*\".opt-level=2"],
-    mutant_profile: "--config=profile.dev.opt-level=0",
 };
 
 /// The built test programs, by file.
@@ -104,41 +87,21 @@ impl Tool {
         Ok(sources.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect())
     }
 
-    /// Builds the test programs of these files, as they are or with a mutant.
+    /// Builds the test programs of these files.
     ///
     /// # Errors
-    /// That it does not build.
-    pub fn build(&self, mutant: Option<&str>, files: &BTreeSet<String>) -> Result<Programs, String> {
+    /// That they do not build.
+    pub fn build(&self, files: &BTreeSet<String>) -> Result<Programs, String> {
         let mut command = cargo(&["test", "--package", "devpagemap-loom-tests", "--no-run"]);
         command.arg("--message-format=json-render-diagnostics").args(self.profile);
         command.arg("--target-dir").arg(self.target_dir());
         command.args(files.iter().flat_map(|file| ["--test", file]));
         command.env("RUSTFLAGS", self.rustflags()).stdin(Stdio::null()).stderr(Stdio::inherit());
-        if let Some(mutant) = mutant {
-            command.arg("--quiet").arg(self.mutant_profile);
-            command.env("RUSTC_WORKSPACE_WRAPPER", self.wrapper(mutant)?);
-        }
         let output = command.output().map_err(|error| format!("cargo could not be started: {error}"))?;
-        if !output.status.success() {
-            let what = mutant.map_or(format!("the code under --cfg {}", self.name), str::to_owned);
-            return Err(format!("{what} does not build"));
+        match output.status.success() {
+            true => Ok(programs_in(&String::from_utf8_lossy(&output.stdout))),
+            false => Err(format!("the code under --cfg {} does not build", self.name)),
         }
-        Ok(programs_in(&String::from_utf8_lossy(&output.stdout)))
-    }
-
-    /// The script through which cargo calls rustc for a mutant. Rewritten only when it says something else.
-    fn wrapper(&self, mutant: &str) -> Result<PathBuf, String> {
-        let dir = self.target_dir().join("mutants");
-        let path = dir.join(mutant);
-        let script = format!("#!/bin/sh\nexec \"$@\" --cap-lints allow --cfg 'loom_mutant=\"{mutant}\"'\n");
-        if std::fs::read_to_string(&path).is_ok_and(|there| there == script) {
-            return Ok(path);
-        }
-        let failed = |error| format!("{}: {error}", path.display());
-        std::fs::create_dir_all(&dir).map_err(failed)?;
-        std::fs::write(&path, script).map_err(failed)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
-        Ok(path)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::sync::{Arc, Bell, Mutex};
+use crate::sync::{Arc, Bell, Mutex, mutant};
 
 #[derive(Default)]
 struct State {
@@ -32,7 +32,7 @@ impl Interrupt {
             state.raised = true;
             std::mem::take(&mut state.bells)
         };
-        if !cfg!(loom_mutant = "raise_rings_nobody") {
+        if !mutant!("raise_rings_nobody") {
             bells.iter().for_each(|bell| bell.ring());
         }
     }

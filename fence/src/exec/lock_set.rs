@@ -17,12 +17,12 @@ use crate::fence_set::FenceSet;
 use crate::levels::{Level, Tickets};
 use crate::lockdep;
 use crate::reservation::{Bidder, Grip, Guarded, Reservable, Reservation, Usage, anybody_queues};
-use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sync::barrier::fence_after_rmw;
 use crate::sync::claim::{Claimed, Keep, Word};
 use crate::sync::places::{Held, Places};
 use crate::sync::stamp::fresh_stamp;
+use crate::sync::{Arc, mutant};
 
 /// Names a locked object inside its [`LockSet`], until that object is unlocked.
 #[derive(Copy, Clone, PartialEq, Eq, Hash)]
@@ -180,7 +180,7 @@ impl<'o, R: Reservable> LockSet<'o, R> {
         // Every object was taken by a read-modify-write, or handed over.
         fence_after_rmw();
         self.places.for_each(|entry| {
-            if entry.claim.cell().is_waited_for() && !cfg!(loom_mutant = "new_holder_rings_nobody") {
+            if entry.claim.cell().is_waited_for() && !mutant!("new_holder_rings_nobody") {
                 entry.claim.object().reservation().tell_the_doomed();
             }
         });

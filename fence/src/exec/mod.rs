@@ -22,6 +22,7 @@ use crate::levels::{Below, Held, Level, Tickets};
 use crate::lockdep;
 use crate::reservation::{Locked, Reservable, Usage};
 use crate::sync::claim::Keep;
+use crate::sync::mutant;
 pub use interrupt::Interrupt;
 use lock_set::{Asked, Refused};
 pub use lock_set::{LockSet, Slot};
@@ -122,7 +123,7 @@ impl<'h, 'o, R: Reservable> Exec<'h, 'o, R> {
     #[cold]
     fn lock_contended(&mut self) {
         let Some(object) = self.contended.take() else { return };
-        if !cfg!(loom_mutant = "restart_keeps_what_it_has") {
+        if !mutant!("restart_keeps_what_it_has") {
             self.set.unlock_all();
         }
         // If it comes free at once, the body takes it in its own time: by then its older holder is done, and age sees to it

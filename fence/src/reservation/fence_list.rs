@@ -20,9 +20,9 @@ use super::Usage;
 use crate::error::SlotsExhausted;
 use crate::fence::Fence;
 use crate::fence_set::FenceSet;
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::published::Published;
+use crate::sync::{Arc, mutant};
 
 /// The smallest capacity of a list; what a buffer that one queue uses needs for a few rounds.
 const SMALLEST: usize = 8;
@@ -56,10 +56,8 @@ impl FenceList {
     }
 
     fn booked(&self) -> impl Iterator<Item = &Booked> + Clone {
-        #[cfg(not(loom_mutant = "reader_sees_a_slot_too_early"))]
-        let len = self.len.load(Ordering::Acquire);
-        #[cfg(loom_mutant = "reader_sees_a_slot_too_early")]
-        let len = self.len.load(Ordering::Acquire) + 1;
+        let too_many = usize::from(mutant!("reader_sees_a_slot_too_early"));
+        let len = self.len.load(Ordering::Acquire) + too_many;
         self.slots[..len].iter().map(|slot| slot.get().expect("slots below the length are filled"))
     }
 
@@ -127,7 +125,7 @@ impl Book {
         let counting = self.list.as_ref().map_or(0, |list| list.that_count().count());
         let list =
             self.empty_list(counting, count).ok_or(SlotsExhausted { wanted: count, in_use: counting })?;
-        let kept = if cfg!(loom_mutant = "new_list_forgets_the_old") { 0 } else { counting };
+        let kept = if mutant!("new_list_forgets_the_old") { 0 } else { counting };
         for Booked { fence, usage } in self.list.iter().flat_map(|list| list.that_count()).take(kept) {
             list.append(Booked { fence: fence.clone(), usage: *usage });
         }

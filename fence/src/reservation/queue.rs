@@ -46,7 +46,7 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::barrier::full_fence;
 use crate::sync::claim::{Claimed, Release, Unclaimed, Word};
 use crate::sync::stamp::fresh_stamp;
-use crate::sync::{Arc, Bell, process_wide};
+use crate::sync::{Arc, Bell, mutant, process_wide};
 
 /// As many looks as are worth it before queueing; some microseconds in all.
 fn looks() -> impl Iterator<Item = ()> {
@@ -71,7 +71,7 @@ process_wide! {
 /// Whether anybody queues for any reservation. Whoever has given one back asks after a full barrier.
 #[inline]
 pub(crate) fn anybody_queues() -> bool {
-    QUEUED.0.load(Ordering::Relaxed) != 0 && !cfg!(loom_mutant = "unlock_does_not_look_again")
+    QUEUED.0.load(Ordering::Relaxed) != 0 && !mutant!("unlock_does_not_look_again")
 }
 
 /// Who waits for a lock.
@@ -103,7 +103,7 @@ impl Bidder<'_> {
 
 /// Whether a ticket must not wait for the holder named by `word`: it holds something, and the holder is older and may wait too.
 fn must_die(stamp: u64, holds: bool, word: Word) -> bool {
-    let holds = holds && !cfg!(loom_mutant = "younger_ones_wait_too");
+    let holds = holds && !mutant!("younger_ones_wait_too");
     holds && word.ticket().is_some_and(|holder| holder < stamp)
 }
 
@@ -133,9 +133,10 @@ impl Waiters {
 
     fn ring_head(&self) {
         let Some(head) = self.queue.front() else { return };
-        let silent = cfg!(loom_mutant = "unlock_rings_nobody")
-            || (cfg!(loom_mutant = "heir_is_not_rung") && head.lost);
-        if !silent {
+        if head.lost && mutant!("heir_is_not_rung") {
+            return;
+        }
+        if !mutant!("unlock_rings_nobody") {
             head.bell.ring();
         }
     }
@@ -229,7 +230,7 @@ impl<T> Reservation<T> {
     ) -> Result<C, LockError> {
         let bell = self.enqueue(bidder);
         let _listening = bidder.interrupt.map(|interrupt| interrupt.listen(&bell));
-        if cfg!(loom_mutant = "waiter_does_not_look_after_queueing") {
+        if mutant!("waiter_does_not_look_after_queueing") {
             bell.hear();
         }
         let mut was_rung = false;

@@ -27,6 +27,7 @@ use std::ptr::NonNull;
 use super::Arc;
 use super::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::barrier::fence_after_rmw;
+use super::mutant;
 
 #[cfg(loom)]
 use loom::cell::UnsafeCell;
@@ -287,10 +288,7 @@ impl<'o, R, T> Claim<'o, R, T> {
     #[inline(always)]
     fn try_claim(cell: &ClaimCell<T>, from: Unclaimed, to: Claimed) -> Result<NonNull<ClaimCell<T>>, Word> {
         // Acquire: what the last holder did to the value is seen.
-        #[cfg(not(loom_mutant = "claim_does_not_acquire"))]
-        let success = Ordering::Acquire;
-        #[cfg(loom_mutant = "claim_does_not_acquire")]
-        let success = Ordering::Relaxed;
+        let success = if mutant!("claim_does_not_acquire") { Ordering::Relaxed } else { Ordering::Acquire };
         let claimed = cell.word.compare_exchange(from.0, to.0, success, Ordering::Relaxed);
         claimed.map(|_| NonNull::from(cell)).map_err(Word::of)
     }
@@ -387,21 +385,21 @@ pub(crate) struct Release<'c, T>(&'c ClaimCell<T>);
 
 impl<T> Release<'_, T> {
     // Release: what was done to the value is seen by the next holder.
-    #[cfg(not(loom_mutant = "release_publishes_nothing"))]
-    const ORDER: Ordering = Ordering::Release;
-    #[cfg(loom_mutant = "release_publishes_nothing")]
-    const ORDER: Ordering = Ordering::Relaxed;
+    #[inline(always)]
+    fn order() -> Ordering {
+        if mutant!("release_publishes_nothing") { Ordering::Relaxed } else { Ordering::Release }
+    }
 
     /// The value is nobody's any more.
     #[inline]
     pub(crate) fn store(self, to: Unclaimed) {
-        self.0.word.store(to.0, Self::ORDER);
+        self.0.word.store(to.0, Self::order());
     }
 
     /// The same by a read-modify-write, which does for a barrier where [`fence_after_rmw`] is none.
     #[inline]
     fn swap(self, to: Unclaimed) {
-        self.0.word.swap(to.0, Self::ORDER);
+        self.0.word.swap(to.0, Self::order());
         fence_after_rmw();
     }
 }

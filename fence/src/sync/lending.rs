@@ -23,6 +23,7 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 
 use super::atomic::{AtomicU64, Ordering};
+use super::mutant;
 
 const LOAN: u64 = 1;
 const LOANS: u64 = (1 << 32) - 1;
@@ -84,7 +85,7 @@ impl<T: Lendable> Lender<T> {
         let old = self.word().fetch_add(LOAN, Ordering::Acquire);
         assert!(old & LOANS != LOANS, "a value is lent to less than 2^32 borrowers");
         let loan = Loan(self.0);
-        if old & TAKEN_BACK != 0 && !cfg!(loom_mutant = "taken_back_is_lent_again") {
+        if old & TAKEN_BACK != 0 && !mutant!("taken_back_is_lent_again") {
             return None;
         }
         if old & USED == 0 {
@@ -103,12 +104,10 @@ impl<T: Lendable> Lender<T> {
                 _ if old & USED != 0 && spare_used => (old & !USED, Answer::SecondChance),
                 _ => (old | TAKEN_BACK, Answer::TakenBack),
             };
-            #[cfg(loom_mutant = "asker_does_not_look_again")]
-            {
+            if mutant!("asker_does_not_look_again") {
                 word.fetch_or(new & (TAKEN_BACK | AWAITED), Ordering::AcqRel);
                 return answer;
             }
-            #[cfg(not(loom_mutant = "asker_does_not_look_again"))]
             match word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return answer,
                 Err(found) => old = found,
@@ -199,13 +198,11 @@ impl<T: Lendable> Drop for Loan<T> {
         loop {
             let tells = old & LOANS == LOAN && old & (AWAITED | TAKEN_BACK) != 0;
             let new = if tells { old - LOAN + KEEPER } else { old - LOAN };
-            #[cfg(not(loom_mutant = "return_publishes_nothing"))]
-            let order = Ordering::AcqRel;
-            #[cfg(loom_mutant = "return_publishes_nothing")]
-            let order = Ordering::Acquire;
+            let order =
+                if mutant!("return_publishes_nothing") { Ordering::Acquire } else { Ordering::AcqRel };
             match word.compare_exchange_weak(old, new, order, Ordering::Relaxed) {
                 Err(found) => old = found,
-                Ok(_) if tells && !cfg!(loom_mutant = "last_return_tells_nobody") => {
+                Ok(_) if tells && !mutant!("last_return_tells_nobody") => {
                     return T::returned(Lender(self.0));
                 }
                 Ok(_) => break,

@@ -31,11 +31,13 @@ pub(crate) mod barrier;
 mod bell;
 pub(crate) mod claim;
 pub mod lending;
+pub mod mutants;
 pub(crate) mod places;
 pub mod published;
 mod stable;
 pub(crate) mod stamp;
 
+pub use crate::mutant;
 pub(crate) use bell::Bell;
 pub(crate) use stable::Stable;
 

@@ -4,6 +4,7 @@ use super::{Outlet, Phase, Publication, State, Step};
 use crate::lane::Place;
 use crate::ledger::Ledger;
 use crate::schedule::MoveId;
+use devpagemap_fence::sync::mutant;
 use std::time::Instant;
 
 impl State {
@@ -48,7 +49,7 @@ impl State {
     pub(super) fn publish(&mut self, index: usize) -> Step {
         let lane = &mut self.lanes[index];
         lane.listed = false;
-        lane.publishing = cfg!(not(loom_mutant = "lane_has_two_publishers"));
+        lane.publishing = !mutant!("lane_has_two_publishers");
         self.publishing += 1;
         let mut publication =
             Publication { lane: index, upto: None, failed: None, count: 0, spans: Vec::new() };

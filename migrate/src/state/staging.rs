@@ -16,6 +16,7 @@ use crate::schedule::MoveId;
 use crate::slots::{EngineSet, EngineSlot, Part, Role, kind_of_trouble};
 use crate::zones::{Way, WaySet, Zone};
 use devpagemap_fence::FenceError;
+use devpagemap_fence::sync::mutant;
 use std::time::Instant;
 
 impl State {
@@ -313,8 +314,9 @@ impl State {
         let zone = self.ring.zone().expect("a slot in use has memory");
         let to = self.zones.way(&self.moves[&fragment.id].operation, &fragment.pieces[0]).to;
         let part = self.leg_of(slot, Leg::Empty(slot), Way { from: Some(zone), to });
-        #[cfg(loom_mutant = "slot_is_free_before_it_is_empty")]
-        self.ring.free.push_back(slot);
+        if mutant!("slot_is_free_before_it_is_empty") {
+            self.ring.free.push_back(slot);
+        }
         self.wait(part);
     }
 
