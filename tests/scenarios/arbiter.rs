@@ -97,7 +97,7 @@ fn whoever_comes_first_all_end_up_with_the_same() {
         let device = device(4);
         let (gpu, card) = peers(&device);
         let buffer = filled(&device, 1, 1);
-        let mut attach = vec![&gpu, &card];
+        let mut attach = [&gpu, &card];
         if card_first {
             attach.reverse();
         }
