@@ -152,7 +152,7 @@ fn bad_usage_is_refused_with_a_plain_sentence() {
             &["replay", "builtin:frames", "--json", "/nowhere/out.json"],
             "/nowhere/out.json: cannot be written",
         ),
-        (&["topo"], "topo"),
+        (&["doctor"], "doctor"),
     ] {
         assert_refused(arguments, expected);
     }
