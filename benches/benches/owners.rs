@@ -125,7 +125,7 @@ fn reached(snapshot: &Snapshot, importer: ImporterId, tags: &[PageTag]) -> usize
         .sum()
 }
 
-/// How many of a GiB of pages an importer reaches; beside how many have a tag, which is all that an owner check must do.
+/// How many of a GiB of pages an importer reaches; beside whether all have one tag, which is all that an owner check must do.
 fn owner_check(session: &mut Session, pages: &str, run_pages: usize) {
     let name = format!("owner check over 1 GiB, {pages}");
     if !session.wants(&name) {
@@ -143,10 +143,11 @@ fn owner_check(session: &mut Session, pages: &str, run_pages: usize) {
         black_box(reached(&snapshot, importer, black_box(&tags)));
     });
     contest.floor("bare tag compare", || {
-        black_box(black_box(&tags).iter().filter(|tag| **tag == wanted).count());
+        let differ = |bits: u32, tag: &PageTag| bits | (tag.to_bits() ^ wanted.to_bits());
+        black_box(black_box(&tags).iter().fold(0, differ));
     });
-    contest.shown("tag compare, with an early end", || {
-        black_box(black_box(&tags).iter().all(|tag| *tag == wanted));
+    contest.shown("tags compared and counted", || {
+        black_box(black_box(&tags).iter().filter(|tag| **tag == wanted).count());
     });
     contest.hold(session);
 }

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::topology::Rate;
+
 /// The way that an importer's accesses take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Route {
@@ -138,7 +140,7 @@ impl Decision {
 }
 
 impl fmt::Display for Decision {
-    /// `staging, 11 GB/s`
+    /// `staging, 15.8 GB/s`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.route)?;
         if let Some(rate) = self.bandwidth_bytes_per_s {
@@ -148,20 +150,5 @@ impl fmt::Display for Decision {
             write!(f, ", {}", self.direction)?;
         }
         Ok(())
-    }
-}
-
-/// Bytes per second as people read them: `900 MB/s`, `3.6 GB/s`, `24 GB/s`.
-pub(super) struct Rate(pub(super) u64);
-
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.0 as f64;
-        match self.0 {
-            0..1_000_000 => write!(f, "{:.0} kB/s", bytes / 1e3),
-            1_000_000..1_000_000_000 => write!(f, "{:.0} MB/s", bytes / 1e6),
-            1_000_000_000..10_000_000_000 => write!(f, "{:.1} GB/s", bytes / 1e9),
-            _ => write!(f, "{:.0} GB/s", bytes / 1e9),
-        }
     }
 }

@@ -5,8 +5,8 @@
 
 use std::fmt;
 
-use super::decision::{Decision, Direction, Rate, Route};
-use crate::topology::{LinkKind, PciAddress, PciIds};
+use super::decision::{Decision, Direction, Route};
+use crate::topology::{LinkKind, PciAddress, PciIds, Rate};
 
 /// One step on the way to a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -353,8 +353,8 @@ impl Remedy {
 
 /// A decision with all its reasons.
 ///
-/// Its text is one line: `staging, 11 GB/s: 0000:41:00.0 reaches 0000:03:00.0 only through the host bridge 8086:3420, which is not
-/// known to forward peer traffic; behind the switch 0000:3d:00.0 it would be p2p at 24 GB/s`.
+/// Its text is one line: `staging, 15.8 GB/s: 0000:41:00.0 reaches 0000:03:00.0 only through the host bridge 8086:3420, which is not
+/// known to forward peer traffic; behind the switch 0000:3d:00.0 it would be p2p at 31.5 GB/s`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
     /// Whose memory it is.

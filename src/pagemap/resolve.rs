@@ -55,10 +55,17 @@ impl Iterator for Runs<'_> {
 /// How many of `tags`, from the first on, are `tag`.
 #[inline]
 fn run_len(tag: PageTag, tags: &[PageTag]) -> usize {
-    const AT_ONCE: usize = 64;
-    let differ =
-        |tags: &[PageTag]| tags.iter().fold(0, |bits, other| bits | (other.to_bits() ^ tag.to_bits())) != 0;
-    let whole = tags.chunks_exact(AT_ONCE).take_while(|tags| !differ(tags)).count() * AT_ONCE;
-    let rest = &tags[whole..];
-    whole + rest.iter().position(|other| *other != tag).unwrap_or(rest.len())
+    let long = equal_blocks::<64>(tag, tags);
+    let short = long + equal_blocks::<16>(tag, &tags[long..]);
+    let rest = &tags[short..];
+    short + rest.iter().position(|other| *other != tag).unwrap_or(rest.len())
+}
+
+/// How many of `tags` are in blocks, from the first on, in which all are `tag`. A block is compared without a branch.
+#[inline]
+fn equal_blocks<const LEN: usize>(tag: PageTag, tags: &[PageTag]) -> usize {
+    let differences =
+        |block: &[PageTag; LEN]| block.iter().fold(0, |bits, other| bits | (other.to_bits() ^ tag.to_bits()));
+    let (blocks, _) = tags.as_chunks::<LEN>();
+    blocks.iter().take_while(|block| differences(block) == 0).count() * LEN
 }

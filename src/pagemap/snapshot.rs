@@ -132,6 +132,16 @@ impl ImporterRow {
     }
 }
 
+/// The decision of two who are there: whoever joined later has it.
+#[inline]
+fn kept(pagemap: &PagemapRow, importer: &ImporterRow) -> Decision {
+    if pagemap.joined > importer.joined {
+        pagemap.decisions[importer.id.slot as usize]
+    } else {
+        importer.decisions[pagemap.tag.slot()]
+    }
+}
+
 /// All decisions at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -168,12 +178,7 @@ impl Snapshot {
         if pagemap.fate.0.load(Ordering::Acquire) != THERE {
             return if pagemap.fate.is_gone() { Decision::GONE } else { Decision::system(None) };
         }
-        let (kept_by, slot) = if pagemap.joined > importer.joined {
-            (&pagemap.decisions, importer.id.slot as usize)
-        } else {
-            (&importer.decisions, tag.slot())
-        };
-        kept_by[slot]
+        kept(pagemap, importer)
     }
 
     /// The row of a pagemap that has not left when this snapshot was made.
@@ -213,7 +218,7 @@ impl Snapshot {
     fn reasons(&self, pagemap: &PagemapRow, importer: &ImporterRow) -> (Decision, Vec<Reason>) {
         let inputs = Inputs::of(&self.setting, pagemap.exporter(), importer.seeker());
         let Told { mut reasons, mut remedies, decision } = decide::tell(&inputs);
-        debug_assert_eq!(decision, self.decide(pagemap.tag, importer), "explained as it was decided");
+        debug_assert_eq!(decision, kept(pagemap, importer), "explained as it was decided");
         if !decision.route.is_p2p() {
             let mut changed = inputs;
             let mut all: Vec<Remedy> = Vec::new();

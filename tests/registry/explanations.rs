@@ -46,8 +46,8 @@ fn why_a_card_is_staged_is_one_line() {
     let explanation = explained(&registry, PagemapSpec::visible(&gpu()), nic().policy(Policy::Preferred));
     assert_eq!(
         explanation.to_string(),
-        "staging, 16 GB/s: 0000:41:00.0 reaches 0000:03:00.0 only through the host bridge 8086:3420, which is not \
-         known to forward peer traffic; behind the switch 0000:3d:00.0 it would be p2p at 32 GB/s"
+        "staging, 15.8 GB/s: 0000:41:00.0 reaches 0000:03:00.0 only through the host bridge 8086:3420, which is not \
+         known to forward peer traffic; behind the switch 0000:3d:00.0 it would be p2p at 31.5 GB/s"
     );
     assert_eq!(
         (explanation.exporter.as_str(), explanation.importer.as_str()),
@@ -87,9 +87,9 @@ fn redirection_is_blamed_on_the_port_that_does_it() {
     let text = explained(&registry, PagemapSpec::visible(&gpu()), nic()).to_string();
     assert_eq!(
         text,
-        "staging, 16 GB/s: the port 0000:02:00.0 sends peer traffic up to the host bridge; 0000:41:00.0 reaches \
+        "staging, 15.8 GB/s: the port 0000:02:00.0 sends peer traffic up to the host bridge; 0000:41:00.0 reaches \
          0000:03:00.0 only through the host bridge 8086:3420, which is not known to forward peer traffic; without \
-         redirection by ACS at 0000:02:00.0 it would be p2p at 32 GB/s"
+         redirection by ACS at 0000:02:00.0 it would be p2p at 31.5 GB/s"
     );
 }
 
@@ -99,7 +99,9 @@ fn what_is_not_known_is_said_to_be_not_known() {
     let explanation = explained(&registry, PagemapSpec::visible(&gpu()), nic());
     assert!(explanation.reasons.iter().any(Reason::is_unknown), "{explanation}");
     assert!(
-        explanation.to_string().ends_with("if what is not known turned out well it would be p2p at 32 GB/s")
+        explanation
+            .to_string()
+            .ends_with("if what is not known turned out well it would be p2p at 31.5 GB/s")
     );
 
     let mut sketch = Sketch::new(NOBODY);
@@ -117,7 +119,7 @@ fn a_good_route_has_its_reason_too() {
     let explanation = explained(&registry, PagemapSpec::visible(&gpu()), nic());
     assert_eq!(
         explanation.to_string(),
-        "p2p below a switch, 32 GB/s: 0000:41:00.0 and 0000:03:00.0 are both below the switch 0000:01:00.0"
+        "p2p below a switch, 31.5 GB/s: 0000:41:00.0 and 0000:03:00.0 are both below the switch 0000:01:00.0"
     );
     let mut sketch = Sketch::new(ZEN);
     let host = sketch.host(sketch.package, None);
@@ -127,7 +129,7 @@ fn a_good_route_has_its_reason_too() {
     let registry = Registry::new(sketch.build());
     assert_eq!(
         explained(&registry, PagemapSpec::visible(&gpu()), nic()).to_string(),
-        "private link, 50 GB/s: 0000:41:00.0 reaches 0000:03:00.0 over NVLink x4"
+        "private link, 50.0 GB/s: 0000:41:00.0 reaches 0000:03:00.0 over NVLink x4"
     );
     let back = explained(
         &registry,
@@ -136,7 +138,7 @@ fn a_good_route_has_its_reason_too() {
     );
     assert_eq!(
         back.to_string(),
-        "p2p through the host bridge, 32 GB/s: the NVLink between the two carries no requests of 0000:03:00.0; \
+        "p2p through the host bridge, 31.5 GB/s: the NVLink between the two carries no requests of 0000:03:00.0; \
          the host bridges of an AMD CPU of family 0x17 forward peer traffic"
     );
 }
@@ -148,7 +150,7 @@ fn who_requires_p2p_and_cannot_have_it_is_told_that_nothing_else_will_do() {
     assert_eq!(explanation.decision.route, Route::Refused);
     assert!(explanation.reasons.contains(&Reason::NothingElseWillDo));
     assert!(explanation.to_string().starts_with("refused: "), "{explanation}");
-    assert!(explanation.to_string().ends_with("behind the switch 0000:3d:00.0 it would be p2p at 32 GB/s"));
+    assert!(explanation.to_string().ends_with("behind the switch 0000:3d:00.0 it would be p2p at 31.5 GB/s"));
 }
 
 #[test]
@@ -159,8 +161,8 @@ fn measured_rates_are_named() {
     }
     assert_eq!(
         explained(&registry, PagemapSpec::visible(&gpu()), nic()).to_string(),
-        "staging, 22 GB/s: 0000:41:00.0 and 0000:03:00.0 are both below the switch 0000:01:00.0; peer-to-peer access \
-         was measured at 9.9 GB/s, staging at 22 GB/s; with another policy it would be p2p at 9.9 GB/s"
+        "staging, 22.1 GB/s: 0000:41:00.0 and 0000:03:00.0 are both below the switch 0000:01:00.0; peer-to-peer access \
+         was measured at 9.9 GB/s, staging at 22.1 GB/s; with another policy it would be p2p at 9.9 GB/s"
     );
 }
 
