@@ -71,7 +71,7 @@ fn the_last_of_two_passes_wakes_the_revoker() {
         pagemap.revocation.begin(RevokeCause::Reset).expect("nothing is revoked");
         pagemap.revocation.wait_for_passes();
         pagemap.map.write();
-        mappers.map(|mapper| mapper.join().expect("no panic"));
+        mappers.into_iter().for_each(|mapper| mapper.join().expect("no panic"));
     });
 }
 

@@ -9,8 +9,9 @@
 //!     └───────────────────────────── re-arm, a new epoch ◄─────────────────┘
 //! ```
 //!
-//! Hot unplug, reset and demotion are this machine with another cause. All of it is one word, so that who begins to use the
-//! pagemap and who takes it away agree in one step which of them came first:
+//! Hot unplug and reset are this machine with another cause. (Peers alone are kept out by [`Pagemap::revoke`](super::Pagemap::revoke):
+//! decisions change, and the device sees to the rest.) All of it is one word, so that who begins to use the pagemap and who takes it
+//! away agree in one step which of them came first:
 //!
 //! ```text
 //!   | phase (2 bits) | cause (2 bits) | epoch (28 bits) | passes (32 bits) |
@@ -82,13 +83,10 @@ pub enum RevokeCause {
     SurpriseUnplug,
     /// The device is reset.
     Reset,
-    /// Peers may reach it no more; the device itself goes on.
-    Demotion,
 }
 
 impl RevokeCause {
-    const ALL: [RevokeCause; 4] =
-        [RevokeCause::Unplug, RevokeCause::SurpriseUnplug, RevokeCause::Reset, RevokeCause::Demotion];
+    const ALL: [RevokeCause; 3] = [RevokeCause::Unplug, RevokeCause::SurpriseUnplug, RevokeCause::Reset];
 
     /// For errors.
     pub fn text(self) -> &'static str {
@@ -96,7 +94,6 @@ impl RevokeCause {
             RevokeCause::Unplug => "the device is being unplugged",
             RevokeCause::SurpriseUnplug => "the device was unplugged without notice",
             RevokeCause::Reset => "the device is being reset",
-            RevokeCause::Demotion => "peers may not reach it",
         }
     }
 }
@@ -328,10 +325,10 @@ mod tests {
         let active = UnderRevoke { phase: Phase::Active, cause: RevokeCause::Unplug };
         assert_eq!((revocation.drain(), revocation.rearm()), (Err(active), Err(active)));
         assert_eq!((revocation.call_off(), revocation.finish()), (Err(active), false));
-        revocation.begin(RevokeCause::Demotion).expect("nothing is revoked");
+        revocation.begin(RevokeCause::Reset).expect("nothing is revoked");
         let second = revocation.begin(RevokeCause::Unplug).expect_err("one at a time");
-        assert_eq!((second.phase, second.cause), (Phase::Invalidating, RevokeCause::Demotion));
-        assert_eq!(second.to_string(), "invalidating: peers may not reach it");
+        assert_eq!((second.phase, second.cause), (Phase::Invalidating, RevokeCause::Reset));
+        assert_eq!(second.to_string(), "invalidating: the device is being reset");
         assert!(revocation.rearm().is_err() && !revocation.finish());
         revocation.drain().expect("it was begun");
         assert!(revocation.call_off().is_err(), "all have been told");
