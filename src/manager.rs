@@ -5,10 +5,10 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devpagemap_allocator::PAGE_BYTES;
+#[cfg(not(any(loom, shuttle)))]
 use devpagemap_fence::Watchdog;
 use devpagemap_fence::lockdep::{self, Signalling};
 use devpagemap_fence::sync::atomic::AtomicBool;
-#[cfg(not(any(loom, shuttle)))]
 use devpagemap_fence::sync::mutant;
 use devpagemap_fence::sync::thread::Builder;
 use devpagemap_fence::{

@@ -158,6 +158,24 @@ fn a_peer_map_beside_an_unplug_is_told_of_or_is_not_in_vram() {
     });
 }
 
+/// Two threads, at most two preemptions: a buffer comes to VRAM while that is taken away.
+#[test]
+fn what_comes_to_vram_beside_an_unplug_is_moved_out_or_stays_away() {
+    explore(Some(2), || {
+        let device = peer_device(1, 1);
+        let coming = buffer(&device);
+        let placer = {
+            let coming = coming.clone();
+            thread::spawn(move || coming.place_now())
+        };
+        let revoke = device.unplug(Unplug::Orderly).expect("there is system memory");
+        let placed = placer.join().expect("no panic");
+        assert!(matches!(placed, Ok(()) | Err(Error::Revoked { .. })), "{placed:?}");
+        assert!(revoke.done().is_signaled(), "nobody is left");
+        assert_eq!((device.stats().vram_used_bytes, device.phase()), (0, Phase::Revoked));
+    });
+}
+
 /// Two threads, at most two preemptions: an importer lets go while the watchdog finds it overdue.
 #[test]
 fn who_lets_go_beside_the_watchdog_is_in_time_or_keeps_its_pages() {
