@@ -164,7 +164,7 @@ impl Buffer {
     ///
     /// # Errors
     /// [`Error::ForeignPeer`] for one that has joined another device. For one that keeps the buffer where it is, as when it is
-    /// [mapped](PeerMapRequest::map).
+    /// [mapped](crate::PeerMapRequest::map).
     pub fn attach(&self, peer: &Peer) -> Result<Attachment> {
         let manager = &self.0.manager;
         if !Arc::ptr_eq(manager, &peer.manager) {

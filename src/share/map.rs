@@ -59,7 +59,7 @@ impl Attachment {
 }
 
 impl PeerMapRequest<'_> {
-    /// What happens when the BAR has no room for it. A buffer that is [`P2p::Require`] never falls back, whatever is said here.
+    /// What happens when the BAR has no room for it. A buffer that is [`P2p::Require`](crate::P2p::Require) never falls back, whatever is said here.
     pub fn on_pressure(self, on_pressure: OnPressure) -> Self {
         PeerMapRequest { on_pressure, ..self }
     }
@@ -70,7 +70,7 @@ impl PeerMapRequest<'_> {
     /// # Errors
     /// [`Error::InvalidSize`] for an empty range, [`Error::OutOfBounds`], [`Error::FenceFailed`] when the buffer's bytes are lost;
     /// [`Error::ApertureFull`], or why VRAM has no room where the BAR shows it, when it may not fall back;
-    /// [`Error::NotPeerCapable`] for a buffer that is [`P2p::Require`] and may not be in VRAM; [`Error::Exhausted`] when there is
+    /// [`Error::NotPeerCapable`] for a buffer that is [`P2p::Require`](crate::P2p::Require) and may not be in VRAM; [`Error::Exhausted`] when there is
     /// no system memory to fall back to, [`Error::Pinned`] when the buffer may not move.
     pub fn map(self) -> Result<PeerMap> {
         let buffer = &self.attachment.buffer;
