@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use devpagemap::pagemap::Profile;
 use devpagemap::{
     Attachment, Bar, BarAddr, BarExtent, Buffer, Device, Error, Fence, Importer, Invalidated, OnPressure,
     P2p, P2pLimits, PeerAddr, PeerExtent, PeerMap, Place, Size, SoftwareGpu, Timeline,
@@ -71,6 +72,8 @@ impl Book {
 /// One peer. What it is told to let go of it uses until it comes round to it.
 struct Nic {
     name: String,
+    /// One that does not gets copies, or system memory with all others.
+    reaches_bar: bool,
     book: Arc<Book>,
     done: Timeline,
     uses: Mutex<Uses>,
@@ -88,6 +91,13 @@ struct Uses {
 impl Importer for Nic {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn profile(&self) -> Profile {
+        match self.reaches_bar {
+            true => Profile::dynamic(),
+            false => Profile::dynamic().system_only(),
+        }
     }
 
     fn invalidate(&self, what: &Invalidated) -> Option<Fence> {
@@ -187,6 +197,7 @@ impl Worker<'_> {
         let map = match request.map() {
             Ok(map) => map,
             Err(Error::ApertureFull { .. } | Error::Exhausted { .. } | Error::Pinned { .. }) => return,
+            Err(Error::NoPeerAccess { .. }) if !self.nic.reaches_bar => return,
             Err(error) => panic!("{error}"),
         };
         let id = attachment.id();
@@ -366,10 +377,13 @@ fn storm(bar: Bar) {
             let (device, buffers, book, over, steps) = (&device, &buffers, book.clone(), &over, &steps);
             scope.spawn(move || {
                 let (name, done) = (format!("nic{number}"), Timeline::new("nic"));
-                let nic = Arc::new(Nic { name, book, done, uses: Mutex::default() });
+                let reaches_bar = number % 4 != 0;
+                let nic = Arc::new(Nic { name, reaches_bar, book, done, uses: Mutex::default() });
                 let peer = device.join(nic.clone()).expect("an importer that can be");
+                // Elsewhere all agree on the BAR.
+                let shared = if reaches_bar { &buffers[..] } else { &buffers[..8] };
                 let attachments =
-                    buffers.iter().map(|buffer| buffer.attach(&peer).expect("one device")).collect();
+                    shared.iter().map(|buffer| buffer.attach(&peer).expect("one device")).collect();
                 let has_windows = matches!(bar, Bar::Windows(_));
                 let (maps, numbers) = (Vec::new(), Numbers(number));
                 let mut worker = Worker { device, buffers, nic, attachments, maps, numbers, has_windows };
@@ -409,14 +423,15 @@ fn storm(bar: Bar) {
     assert_eq!(stats.cpu_waits_in_validate, 0);
     assert!(lock(&book.0).is_empty());
     println!(
-        "{bar:?}: {} steps, the reserve taken {reserves} times, {} maps, {} fallbacks, {} demotions, {} promotions, {} refusals, {} evictions",
+        "{bar:?}: {} steps, the reserve taken {reserves} times, {} maps, {} fallbacks, {} demotions, {} promotions, {} refusals, {} evictions, {} maps of copies",
         steps.load(Ordering::Relaxed),
         stats.peer_maps,
         stats.p2p_fallbacks,
         stats.demotions,
         stats.promotions,
         stats.p2p_refusals,
-        stats.evictions
+        stats.evictions,
+        stats.staged_maps
     );
     for buffer in &buffers {
         let mut bytes = vec![0; BUFFER_BYTES as usize];

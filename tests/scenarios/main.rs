@@ -34,6 +34,7 @@ mod seed_2020;
 mod setup;
 mod sharing;
 mod staged;
+mod staged_model;
 mod staging;
 mod validate;
 mod window_model;

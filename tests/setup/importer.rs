@@ -129,7 +129,20 @@ pub fn expect_peer_reads(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64)
 /// Fails unless the pattern of `seed` is behind the addresses of a map, whoever else does what.
 #[track_caller]
 pub fn expect_mapped_bytes(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64) {
-    let mut offset = map.range().start;
+    let mut bytes = mapped_bytes(device, map);
+    let start = map.range().start;
+    assert_eq!(start + bytes.len() as u64, map.range().end, "the extents cover the range");
+    // What fills up the last page is nobody's pattern.
+    bytes.truncate((map.buffer().size().as_bytes() - start) as usize);
+    if let Err(wrong) = pattern::check(seed, start, &bytes) {
+        panic!("through {map:?}: {wrong}");
+    }
+}
+
+/// What is behind the addresses of a map, whoever else does what.
+#[track_caller]
+pub fn mapped_bytes(device: &Device<SoftwareGpu>, map: &PeerMap) -> Vec<u8> {
+    let mut all = Vec::new();
     for extent in map.extents() {
         let mut bytes = vec![0xa5; extent.len_bytes as usize];
         let read = match extent.addr {
@@ -138,15 +151,9 @@ pub fn expect_mapped_bytes(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u6
             PeerAddr::Vram(addr) => device.driver().read_vram(addr, &mut bytes),
         };
         read.expect("a mapped address is one");
-        // What fills up the last page is nobody's pattern.
-        let end = map.buffer().size().as_bytes().min(offset + extent.len_bytes);
-        bytes.truncate((end - offset) as usize);
-        if let Err(wrong) = pattern::check(seed, offset, &bytes) {
-            panic!("through {map:?}: {wrong}");
-        }
-        offset += extent.len_bytes;
+        all.extend(bytes);
     }
-    assert_eq!(offset, map.range().end, "the extents cover the range");
+    all
 }
 
 /// Which way its maps go, and where it is.
