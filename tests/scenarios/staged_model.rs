@@ -110,7 +110,7 @@ impl World {
                 Ok(())
             })
         });
-        drop(job.expect("room for one buffer"));
+        let _queued = job.expect("room for one buffer");
     }
 
     /// A map of these pages: the one that is kept, if it is of them.
