@@ -16,7 +16,8 @@ use super::decision::{Decision, Direction, LatencyClass, Route};
 use super::inputs::{Bus, Inputs, Place};
 use super::profile::Policy;
 use super::reason::{Reason, Remedy};
-use super::way::Redirect;
+use super::way::{Below, Redirect};
+use crate::topology::PciAddress;
 
 /// Who is told the reasons, each with what would take it away.
 pub(super) trait Why {
@@ -186,59 +187,70 @@ fn consider_ends(inputs: &Inputs, candidate: &mut Candidate, why: &mut impl Why)
 
 /// The short way below a bridge, or the long one through the root.
 fn consider_bus(bus: &Bus, candidate: &mut Candidate, why: &mut impl Why) {
-    let top = &bus.way.top;
+    let root = &bus.through_root;
     let below = bus.way.below.filter(|_| bus.passes_below);
-    match below {
-        Some(below) if below.redirect == Redirect::No => {
+    match below.map(|below| (below, below.redirect)) {
+        Some((below, Redirect::No)) => {
             why.because(Reason::SameSwitch { switch: below.switch });
             candidate.route = Route::Switch;
             candidate.latency = if below.is_near { LatencyClass::Near } else { LatencyClass::Far };
             candidate.atomics = below.atomics;
             candidate.bytes_per_s = below.bytes_per_s;
-            return;
         }
-        Some(below) => {
-            let (reason, is_known) = match below.redirect {
-                Redirect::Yes(port) => (Reason::AcsRedirects { port }, true),
-                Redirect::Unknown(port) => (Reason::AcsUnknown { port }, false),
-                Redirect::No => unreachable!("the short way was taken"),
-            };
-            match (bus.through_root.allowed, below.redirect) {
-                (Some(true), _) => why.because(reason),
-                (_, Redirect::Yes(port)) => why.unless(reason, Remedy::AcsOff { port }),
-                _ => why.unless(reason, Remedy::Known),
+        Some((below, Redirect::Unknown(port))) => take_either_way(bus, &below, port, candidate, why),
+        Some((_, Redirect::Yes(port))) => {
+            let reason = Reason::AcsRedirects { port };
+            match root.allowed {
+                Some(true) => why.because(reason),
+                _ => why.unless(reason, Remedy::AcsOff { port }),
             }
-            if !is_known {
-                // Either way it works, or it is not known whether it does.
-                why.because(bus.through_root.reason.clone());
-                candidate.works = candidate.works.and_then(|works| {
-                    if works { bus.through_root.allowed.filter(|allowed| *allowed) } else { Some(false) }
-                });
-                candidate.route = Route::Switch;
-                candidate.latency = LatencyClass::Far;
-                candidate.atomics = if below.atomics == top.atomics { top.atomics } else { None };
-                candidate.bytes_per_s = top.bytes_per_s;
-                return;
-            }
+            why.because(root.reason.clone());
+            take_way_through_root(bus, candidate);
         }
-        None => {}
+        None => {
+            match root.allowed {
+                Some(true) => why.because(root.reason.clone()),
+                Some(false) => why.unless(root.reason.clone(), Remedy::BelowSwitch { switch: bus.switch }),
+                None => why.unless(root.reason.clone(), Remedy::Known),
+            }
+            take_way_through_root(bus, candidate);
+        }
     }
+}
+
+fn take_way_through_root(bus: &Bus, candidate: &mut Candidate) {
+    let top = &bus.way.top;
     candidate.route = Route::HostBridge;
     candidate.latency = if top.crosses_sockets { LatencyClass::Remote } else { LatencyClass::Far };
     candidate.atomics = top.atomics;
     candidate.bytes_per_s = top.bytes_per_s;
-    let reason = bus.through_root.reason.clone();
-    match (bus.through_root.allowed, below) {
-        (Some(true), _) => why.because(reason),
-        (Some(false), None) => why.unless(reason, Remedy::BelowSwitch { switch: bus.switch }),
-        (None, None) => why.unless(reason, Remedy::Known),
-        (_, Some(_)) => why.because(reason),
-    }
     match bus.through_root.allowed {
         Some(true) => {}
         Some(false) => candidate.refuse(),
         None => candidate.doubt(),
     }
+}
+
+/// Which of the two it takes is not known. Where both are open it works, and no better than on the worse one.
+fn take_either_way(
+    bus: &Bus,
+    below: &Below,
+    port: Option<PciAddress>,
+    candidate: &mut Candidate,
+    why: &mut impl Why,
+) {
+    let (top, reason) = (&bus.way.top, Reason::AcsUnknown { port });
+    if bus.through_root.allowed == Some(true) {
+        why.because(reason);
+    } else {
+        why.unless(reason, Remedy::Known);
+        candidate.doubt();
+    }
+    why.because(bus.through_root.reason.clone());
+    candidate.route = Route::Switch;
+    candidate.latency = LatencyClass::Far;
+    candidate.atomics = if below.atomics == top.atomics { top.atomics } else { None };
+    candidate.bytes_per_s = top.bytes_per_s;
 }
 
 /// Drivers, runtimes and measurements. What arrives is returned.
