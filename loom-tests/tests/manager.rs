@@ -8,10 +8,10 @@ use devpagemap_loom_tests::gpu::{
 };
 use loom::thread;
 
-/// Two threads, exhaustive.
+/// Two threads, at most six preemptions.
 #[test]
 fn two_submitters_of_one_page_both_get_it() {
-    explore(None, || {
+    explore(Some(6), || {
         let device = device(1);
         let (first, second) = (buffer(&device), buffer(&device));
         let other = {
@@ -122,10 +122,10 @@ fn what_another_evictor_has_set_aside_is_waited_for() {
     });
 }
 
-/// Two threads, exhaustive: a budget, not a place, and one has claimed it and has not entered.
+/// Two threads, at most six preemptions: a budget, not a place, and one has claimed it and has not entered.
 #[test]
 fn the_gtt_budget_is_not_exhausted_while_somebody_is_on_his_way_into_it() {
-    explore(None, || {
+    explore(Some(6), || {
         let device = gtt_device(1);
         let gtt = || device.buffer(Size::bytes(PAGE)).prefer(Place::GTT).create().expect("one page fits");
         let (first, second) = (gtt(), gtt());

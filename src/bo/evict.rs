@@ -156,6 +156,7 @@ impl Transaction<'_, '_, '_> {
     fn leave_for(&mut self, home: Home) -> Left {
         let Home { slot, taken, region } = home;
         let victim = self.exec.set().arc(slot);
+        debug_assert!(!self.is_pinned(slot), "buffer {} is pinned, and a victim", victim.id());
         let after = taken.after();
         let resource = Resource::new(region, taken.spans, None);
         let (old, fence) = self.queue_bytes(slot, &victim, resource, after, Urgency::Background);

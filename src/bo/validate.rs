@@ -240,17 +240,19 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
     }
 
     fn check_not_pinned(&mut self, slot: Slot, buffer: &Arc<BufferObject>) -> Result<()> {
+        let Some(region) = self.region(slot) else { return Ok(()) };
+        match buffer.holds.load(Ordering::Acquire) > 0 || self.is_pinned(slot) {
+            true => Err(Error::Pinned { buffer: buffer.id(), region }),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether its resource is pinned.
+    pub(super) fn is_pinned(&mut self, slot: Slot) -> bool {
         let (set, mut held) = self.exec.split();
-        let Some(resource) = set.state(slot).resource.as_ref() else { return Ok(()) };
-        if buffer.holds.load(Ordering::Acquire) > 0 {
-            return Err(Error::Pinned { buffer: buffer.id(), region: resource.region });
-        }
-        let Some(node) = resource.node else { return Ok(()) };
-        let pinned = self.manager.with_lru(resource.region, &mut held, |lru| lru.is_pinned(node));
-        if pinned {
-            return Err(Error::Pinned { buffer: buffer.id(), region: resource.region });
-        }
-        Ok(())
+        let resource = set.state(slot).resource.as_ref();
+        let node = resource.and_then(|resource| Some((resource.region, resource.node?)));
+        node.is_some_and(|(region, node)| self.manager.with_lru(region, &mut held, |lru| lru.is_pinned(node)))
     }
 
     fn take_free_vram(&mut self, buffer: &Arc<BufferObject>, place: &Place) -> Option<Found> {
