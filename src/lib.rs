@@ -46,6 +46,8 @@
 //! | to run work on buffers | [`Device::submit`], [`Job`] |
 //! | to reach bytes from the CPU | [`Buffer::read_at`], [`Buffer::write_at`], [`Buffer::map`], [`CpuAccess`] |
 //! | to limit what peers use of the BAR | [`DeviceBuilder::p2p_limits`], [`Device::client`] |
+//! | to share a buffer with another device | [`Device::join`], [`Importer`], [`Buffer::attach`], [`Attachment::map`] |
+//! | to know who can reach whose memory | [`Buffer::explain`], [`Device::registry`], [`pagemap`], [`topology`] |
 //! | to take a device away, or reset it | [`Device::unplug`], [`Device::reset`], [`Device::rearm`] |
 //! | to know what happened, and why | [`Device::stats`], [`Device::events`], [`Error`] |
 //!

@@ -200,11 +200,11 @@ impl Registry {
     /// [`Error::InvalidPagemap`] for one that cannot be, [`Error::RegistryFull`] when no number is left.
     pub fn join_pagemap(&self, spec: PagemapSpec) -> Result<Pagemap> {
         spec.check()?;
-        let early = self.snapshot();
+        let early = mutant!("newcomer_looks_before_the_lock").then(|| self.snapshot());
         let spec = Arc::new(spec);
         let fate = Arc::new(Fate::default());
         let id = self.try_change(|book, next| {
-            let there = if mutant!("newcomer_looks_before_the_lock") { &early } else { &*next };
+            let there = early.as_deref().unwrap_or(&*next);
             let (slot, generation) = book
                 .pagemap_slots
                 .next()
@@ -231,11 +231,11 @@ impl Registry {
     /// [`Error::InvalidImporter`] for one that cannot be, [`Error::RegistryFull`] when no number is left.
     pub fn join(&self, profile: Profile) -> Result<JoinedImporter> {
         profile.check()?;
-        let early = self.snapshot();
+        let early = mutant!("newcomer_looks_before_the_lock").then(|| self.snapshot());
         let profile = Arc::new(profile);
         let fate = Arc::new(Fate::default());
         let id = self.try_change(|book, next| {
-            let there = if mutant!("newcomer_looks_before_the_lock") { &early } else { &*next };
+            let there = early.as_deref().unwrap_or(&*next);
             let (slot, generation) = book
                 .importer_slots
                 .next()

@@ -14,28 +14,28 @@ const SYSTEM: Option<RegionKind> = Some(RegionKind::System);
 const PAGES_PER_MIB: u64 = 256;
 
 /// 16 MiB of VRAM, 8 of it visible; the gate closes at 4, re-opens at 2, and 6 is the end.
-fn device() -> Lab {
+pub fn device() -> Lab {
     let [reopen, soft, hard, cpu_reserve] = [2, 4, 6, 2].map(Size::mib);
     let limits = P2pLimits { soft, reopen, hard, cpu_reserve };
     builder(16).visible(Size::mib(8)).p2p_limits(limits).build().expect("a small device")
 }
 
-fn tagged(device: &Lab, mib: u64, p2p: P2p, seed: u64) -> Buffer {
+pub fn tagged(device: &Lab, mib: u64, p2p: P2p, seed: u64) -> Buffer {
     let buffer =
         device.buffer(Size::mib(mib)).p2p(p2p).write_combined().create().expect("a buffer that fits");
     fill(device, &buffer, seed).expect("room");
     buffer
 }
 
-fn attach(buffer: &Buffer, peer: &Peer) -> Attachment {
+pub fn attach(buffer: &Buffer, peer: &Peer) -> Attachment {
     buffer.attach(peer).expect("one device")
 }
 
-fn mapped(buffer: &Buffer, peer: &Peer) -> PeerMap {
+pub fn mapped(buffer: &Buffer, peer: &Peer) -> PeerMap {
     map_all(&attach(buffer, peer))
 }
 
-fn told(events: &Events) -> Vec<Event> {
+pub fn told(events: &Events) -> Vec<Event> {
     std::iter::from_fn(|| events.try_next()).collect()
 }
 

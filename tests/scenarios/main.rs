@@ -29,6 +29,7 @@ mod revoke_faults;
 
 mod seed_2016_exporter_decides;
 mod seed_2016_memory;
+mod seed_2019;
 mod seed_2020;
 #[path = "../setup/mod.rs"]
 mod setup;
