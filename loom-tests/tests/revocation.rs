@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use devpagemap::pagemap::{Phase, Revocation, RevokeCause};
 use devpagemap::{Error, Fence, Importer, Invalidated, PeerAddr, Timeline, Unplug};
-use devpagemap_loom_tests::gpu::{PAGE, buffer, first_byte, peer_device, write_page};
+use devpagemap_loom_tests::gpu::{PAGE, buffer, first_byte, peer_device, windows_device, write_page};
 use devpagemap_loom_tests::{Watched, explore};
 use loom::thread;
 
@@ -155,6 +155,25 @@ fn a_peer_map_beside_an_unplug_is_told_of_or_is_not_in_vram() {
         }
         assert!(revoke.done().is_signaled(), "nobody is left");
         assert_eq!((device.stats().vram_used_bytes, device.phase()), (0, Phase::Revoked));
+    });
+}
+
+/// Two threads, at most two preemptions: a window that is there is borrowed, which takes no pass, while VRAM is taken away.
+#[test]
+fn who_borrows_a_window_beside_an_unplug_is_found_or_refused() {
+    explore(Some(2), || {
+        let device = windows_device(1, 1);
+        let shown = buffer(&device);
+        drop(shown.window(0..PAGE).expect("the page is free"));
+        let borrower = {
+            let shown = shown.clone();
+            thread::spawn(move || shown.window(0..PAGE).map(drop))
+        };
+        let revoke = device.unplug(Unplug::Orderly).expect("there is system memory");
+        let borrowed = borrower.join().expect("no panic");
+        assert!(matches!(borrowed, Ok(()) | Err(Error::Revoked { .. })), "{borrowed:?}");
+        assert!(revoke.done().is_signaled(), "nobody is left");
+        assert_eq!((device.stats().vram_used_bytes, device.stats().window_bytes), (0, 0));
     });
 }
 

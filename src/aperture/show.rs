@@ -44,17 +44,21 @@ impl Buffer {
         self.check_range("a window", &bytes)?;
         let pages = pages_of(&bytes);
         let shown = {
-            let (_pass, reach) = self.0.manager.enter()?;
+            let manager = &self.0.manager;
+            manager.check_present()?;
             let mut held = Held::enter();
             let mut state = self.0.reservation.lock(&mut held);
-            reach.check(&state)?;
-            match state.windows.find(&pages) {
-                Some(loan) => return Ok(Window::of_one_piece(bytes, loan)),
-                None => {
-                    let (state, mut held) = state.split();
-                    self.0.manager.show_in_place(state, &bytes, &mut held)?
-                }
+            // What is shown already is borrowed without a pass, which would cost as much again: whoever takes VRAM away takes this
+            // reservation too, and finds the loan.
+            if manager.revocation.check_active().is_ok()
+                && let Some(loan) = state.windows.find(&pages)
+            {
+                return Ok(Window::of_one_piece(bytes, loan));
             }
+            let (_pass, reach) = manager.enter()?;
+            reach.check(&state)?;
+            let (state, mut held) = state.split();
+            manager.show_in_place(state, &bytes, &mut held)?
         };
         match shown {
             Some(window) => Ok(window),
