@@ -27,6 +27,16 @@ pub enum Access {
     Write,
 }
 
+impl Access {
+    /// As what the fence of such a use goes into a reservation.
+    pub(crate) fn usage(self) -> Usage {
+        match self {
+            Access::Read => Usage::Read,
+            Access::Write => Usage::Write,
+        }
+    }
+}
+
 /// Work about to be submitted. Buffers are brought in, and become recently used, in the order in which they are named.
 #[must_use = "nothing is submitted until `run`"]
 pub struct Submission<D> {
@@ -135,12 +145,8 @@ fn check_fits_together(manager: &Manager, uses: &[(Arc<BufferObject>, Access)]) 
 
 fn attach(transaction: &mut Transaction<'_, '_, '_>, uses: &[(Arc<BufferObject>, Access)], fence: &Fence) {
     for (index, (_, access)) in uses.iter().enumerate() {
-        let usage = match access {
-            Access::Read => Usage::Read,
-            Access::Write => Usage::Write,
-        };
         let slot = transaction.member(index);
-        transaction.exec.set_mut().add_fence(slot, fence.clone(), usage);
+        transaction.exec.set_mut().add_fence(slot, fence.clone(), access.usage());
         transaction.note_submission(slot);
         transaction.note_job(slot, *access);
     }

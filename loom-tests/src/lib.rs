@@ -26,6 +26,8 @@
 #[cfg(loom)]
 mod explore;
 pub mod gpu;
+#[cfg(loom)]
+mod peer;
 #[cfg(shuttle)]
 pub mod ring;
 #[cfg(shuttle)]
@@ -35,5 +37,7 @@ mod watched;
 
 #[cfg(loom)]
 pub use explore::explore;
+#[cfg(loom)]
+pub use peer::Peer;
 #[cfg(loom)]
 pub use watched::Watched;

@@ -5,25 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devpagemap::pagemap::{Phase, Revocation, RevokeCause};
-use devpagemap::{Error, Fence, Importer, Invalidated, PeerAddr, Timeline, Unplug};
+use devpagemap::{Error, Fence, PeerAddr, Timeline, Unplug};
 use devpagemap_loom_tests::gpu::{PAGE, buffer, first_byte, peer_device, windows_device, write_page};
-use devpagemap_loom_tests::{Watched, explore};
+use devpagemap_loom_tests::{Peer, Watched, explore};
 use loom::thread;
-
-/// An importer that is done with everything at one point of its timeline.
-struct Peer {
-    done: Fence,
-}
-
-impl Importer for Peer {
-    fn name(&self) -> &str {
-        "peer"
-    }
-
-    fn invalidate(&self, _what: &Invalidated) -> Option<Fence> {
-        Some(self.done.clone())
-    }
-}
 
 /// A pagemap, and what is made under a pass: written by its user, then by whoever takes it away.
 #[derive(Default)]

@@ -3,25 +3,10 @@
 
 use std::sync::Arc;
 
-use devpagemap::{Fence, Importer, Invalidated, P2p, Place, Route, Size, Timeline};
-use devpagemap_loom_tests::explore;
+use devpagemap::{P2p, Place, Route, Size, Timeline};
 use devpagemap_loom_tests::gpu::{PAGE, buffer, first_byte, peer_device, write_page};
+use devpagemap_loom_tests::{Peer, explore};
 use loom::thread;
-
-/// An importer that is done with everything at one point of its timeline.
-struct Peer {
-    done: Fence,
-}
-
-impl Importer for Peer {
-    fn name(&self) -> &str {
-        "peer"
-    }
-
-    fn invalidate(&self, _what: &Invalidated) -> Option<Fence> {
-        Some(self.done.clone())
-    }
-}
 
 /// Two threads, at most two preemptions: a peer unmaps what it still writes, while the buffer moves. It was told, or has said
 /// itself until when it writes.

@@ -23,7 +23,7 @@ pub use object::{Buffer, BufferBuilder};
 pub use placement::{Place, Placement};
 pub use reach::CpuAccess;
 
-pub(crate) use object::{Away, BoState, BufferObject};
+pub(crate) use object::{Away, BoState, BufferObject, check_range};
 pub(crate) use reach::{CpuWish, Reached};
 pub(crate) use transact::Reach;
 pub(crate) use validate::{Found, Pass, Transaction};

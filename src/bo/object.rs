@@ -190,6 +190,19 @@ impl Drop for Buffer {
     }
 }
 
+/// # Errors
+/// [`Error::InvalidSize`] for a range of no bytes, [`Error::OutOfBounds`] for one that is not within `size_bytes`.
+pub(crate) fn check_range(what: &'static str, bytes: &Range<u64>, size_bytes: u64) -> Result<()> {
+    if bytes.is_empty() {
+        return Err(Error::InvalidSize { what, bytes: 0, why: "is nothing" });
+    }
+    if bytes.end > size_bytes {
+        let (offset_bytes, len_bytes) = (bytes.start, bytes.end - bytes.start);
+        return Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes });
+    }
+    Ok(())
+}
+
 impl Buffer {
     /// Unique on its device; never reused.
     pub fn id(&self) -> u64 {
@@ -244,15 +257,7 @@ impl Buffer {
     /// # Errors
     /// [`Error::InvalidSize`] for none, [`Error::OutOfBounds`] for bytes that it does not have.
     pub(crate) fn check_range(&self, what: &'static str, bytes: &Range<u64>) -> Result<()> {
-        let size_bytes = self.0.size_bytes;
-        if bytes.is_empty() {
-            return Err(Error::InvalidSize { what, bytes: 0, why: "is nothing" });
-        }
-        if bytes.end > size_bytes {
-            let (offset_bytes, len_bytes) = (bytes.start, bytes.end - bytes.start);
-            return Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes });
-        }
-        Ok(())
+        check_range(what, bytes, self.0.size_bytes)
     }
 
     /// Gives it a place now, instead of at its first use: the first of its placement that can be had, evicting others if

@@ -306,17 +306,15 @@ fn consider_atomics(inputs: &Inputs, candidate: &mut Candidate, why: &mut impl W
 /// It works: but is it worth it?
 fn taken(inputs: &Inputs, candidate: &Candidate, direction: Direction, why: &mut impl Why) -> Decision {
     let seen = &inputs.seen;
-    if let (Some(p2p), Some(staging)) = (seen.p2p_bytes_per_s, seen.staging_bytes_per_s)
-        && p2p < staging
+    if let (Some(p2p_bytes_per_s), Some(staging_bytes_per_s)) =
+        (seen.p2p_bytes_per_s, seen.staging_bytes_per_s)
+        && p2p_bytes_per_s < staging_bytes_per_s
     {
-        let rates = (p2p, staging);
         if inputs.policy == Policy::Allowed {
-            let (p2p_bytes_per_s, staging_bytes_per_s) = rates;
             let reason = Reason::SlowerThanStaging { p2p_bytes_per_s, staging_bytes_per_s };
             why.unless(reason, Remedy::AnotherPolicy);
             return staging_or_system(inputs, Some(false));
         }
-        let (p2p_bytes_per_s, staging_bytes_per_s) = rates;
         why.because(Reason::TakenThoughSlower { p2p_bytes_per_s, staging_bytes_per_s });
     }
     Decision {

@@ -112,7 +112,7 @@ impl Transaction<'_, '_, '_> {
 
     /// Whether it is in system memory, and would not rather be in VRAM.
     fn lives_in_system(&self, slot: Slot, buffer: &BufferObject) -> bool {
-        let is_in_vram = self.resource(slot).is_some_and(|resource| resource.region == RegionKind::Vram);
+        let is_in_vram = self.exec.set().state(slot).is_in_vram();
         buffer.tags.p2p() <= P2p::Allowed && !is_in_vram && !buffer.placement().prefers_vram()
     }
 
@@ -123,7 +123,7 @@ impl Transaction<'_, '_, '_> {
         buffer: &Arc<BufferObject>,
         reason: PeerReason,
     ) -> Way {
-        let is_in_system = self.resource(slot).is_some_and(|resource| resource.region != RegionKind::Vram);
+        let is_in_system = self.is_in_system(slot);
         match self.accord(slot, buffer) {
             // As long as it is there anyway.
             Accord::Staged if !is_in_system => Way::Staged(reason),
@@ -137,7 +137,7 @@ impl Transaction<'_, '_, '_> {
             return Accord::System;
         }
         let never = buffer.tags.p2p() == P2p::Never;
-        let is_in_vram = self.resource(slot).is_some_and(|resource| resource.region == RegionKind::Vram);
+        let is_in_vram = self.exec.set().state(slot).is_in_vram();
         let mut parties =
             Parties { prefers_vram: is_in_vram || buffer.placement().prefers_vram(), ..Parties::default() };
         for attached in self.exec.set().state(slot).peers.parties() {
@@ -187,11 +187,11 @@ impl Transaction<'_, '_, '_> {
 
     /// A job uses a buffer that importers may have attached to.
     pub(crate) fn note_job(&mut self, slot: Slot, access: Access) {
-        let buffer = self.exec.set().arc(slot);
-        let state = self.exec.set_mut().state_mut(slot);
-        if state.peers.is_empty() {
+        if self.exec.set().state(slot).peers.is_empty() {
             return;
         }
+        let buffer = self.exec.set().arc(slot);
+        let state = self.exec.set_mut().state_mut(slot);
         let in_system = buffer.placement().allows(RegionKind::Gtt);
         state.peers.arbiter.job_uses(access == Access::Write, buffer.footprint_bytes, in_system);
         if access == Access::Write {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use devpagemap_fence::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use devpagemap_fence::{Fence, FenceSet, Held, Lock, Usage, levels, lockdep};
+use devpagemap_fence::{Fence, FenceSet, Held, Lock, levels, lockdep};
 
 use super::arbiter::Arbiter;
 use super::importer::{Joined, Peer};
@@ -202,11 +202,7 @@ impl Attachment {
         let mut held = Held::enter();
         let mut state = self.buffer.0.reservation.lock(&mut held);
         state.reserve_fences(1)?;
-        let usage = match access {
-            Access::Read => Usage::Read,
-            Access::Write => Usage::Write,
-        };
-        state.add_fence(fence.clone(), usage);
+        state.add_fence(fence.clone(), access.usage());
         if access == Access::Write {
             state.peers.is_written();
         }

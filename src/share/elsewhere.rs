@@ -13,7 +13,7 @@ use super::map::{Asked, Denied};
 use super::peer_map::{Mapped, NewMap, PeerExtent};
 use super::scatter::Kind;
 use crate::aperture::{Admitted, OnPressure, P2p};
-use crate::bo::{Placement, Transaction};
+use crate::bo::{BufferObject, Placement, Transaction};
 use crate::error::{Error, Result};
 use crate::events::{Event, PeerReason};
 use crate::region::{RegionKind, page_count};
@@ -86,6 +86,19 @@ impl Transaction<'_, '_, '_> {
         Ok(mapped)
     }
 
+    /// Moves the buffer to system memory, unless it is there.
+    pub(super) fn bring_to_system(&mut self, slot: Slot, buffer: &BufferObject) -> Result<()> {
+        match self.is_in_system(slot) {
+            true => Ok(()),
+            false => self.validate(slot, &buffer.placement().beside_vram()),
+        }
+    }
+
+    /// Whether its bytes are in system memory.
+    pub(super) fn is_in_system(&self, slot: Slot) -> bool {
+        self.region(slot).is_some_and(|region| region != RegionKind::Vram)
+    }
+
     /// System memory, to which the buffer moves if it has to, and the addresses there.
     pub(super) fn map_in_system(
         &mut self,
@@ -94,10 +107,7 @@ impl Transaction<'_, '_, '_> {
         reason: PeerReason,
         missing_pages: u64,
     ) -> Result<Arc<Mapped>> {
-        let is_there = self.resource(slot).is_some_and(|resource| resource.region != RegionKind::Vram);
-        if !is_there {
-            self.validate(slot, &asked.buffer.placement().beside_vram())?;
-        }
+        self.bring_to_system(slot, asked.buffer)?;
         if self.exec.set().state(slot).peers.copy.strong_count() > 0 {
             // All meet in system memory now: nobody needs a copy of it.
             self.reserve_fences(slot, 0)?;

@@ -19,7 +19,7 @@ use super::attachment::Attachment;
 use super::importer::Peer;
 use super::peer_map::{PeerExtent, PeerMap};
 use crate::aperture::OnPressure;
-use crate::bo::{Buffer, BufferObject, Transaction};
+use crate::bo::{Buffer, BufferObject, Transaction, check_range};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::region::{bytes_of, pages_of};
@@ -74,14 +74,7 @@ impl GroupAttachment {
 
     /// Which bytes of which buffers a range is, in whole pages.
     fn parts(&self, range: &Range<u64>) -> Result<Vec<(&Attachment, Range<u64>)>> {
-        let size_bytes = self.size().as_bytes();
-        if range.is_empty() {
-            return Err(Error::InvalidSize { what: "a peer map", bytes: 0, why: "is nothing" });
-        }
-        if range.end > size_bytes {
-            let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
-            return Err(Error::OutOfBounds { offset_bytes, len_bytes, size_bytes });
-        }
+        check_range("a peer map", range, self.size().as_bytes())?;
         let range = bytes_of(&pages_of(range));
         let mut parts = Vec::new();
         let mut start = 0;

@@ -158,7 +158,7 @@ impl Transaction<'_, '_, '_> {
             Some(shared) => return self.share_map(slot, shared),
             None => self.choose_way(slot, asked)?,
         };
-        let was_in = self.resource(slot).map(|resource| resource.region);
+        let was_in = self.region(slot);
         let mapped = match way {
             Way::System(reason) => self.map_in_system(slot, asked, reason, 0)?,
             Way::Staged(reason) => self.map_staged(slot, asked, reason, 0)?,

@@ -132,11 +132,7 @@ impl Transaction<'_, '_, '_> {
             let why = "an importer that cannot be told holds system memory, and others need the BAR";
             return Err(Error::NotPeerCapable { buffer: buffer.id(), why });
         }
-        let is_there = self.resource(slot).is_some_and(|resource| resource.region != RegionKind::Vram);
-        if !is_there {
-            self.validate(slot, &buffer.placement().beside_vram())?;
-        }
-        Ok(())
+        self.bring_to_system(slot, buffer)
     }
 
     /// What keeps the buffer where it is for one map of an importer that is not told.

@@ -322,11 +322,7 @@ impl Transaction<'_, '_, '_> {
     /// An importer uses the buffer's own bytes until `fence` has signalled.
     fn add_use(&mut self, slot: Slot, mapped: &Mapped, access: Access, fence: &Fence) -> Result<()> {
         self.exec.set_mut().reserve_fences(slot, 1)?;
-        let usage = match access {
-            Access::Read => Usage::Read,
-            Access::Write => Usage::Write,
-        };
-        self.exec.set_mut().add_fence(slot, fence.clone(), usage);
+        self.exec.set_mut().add_fence(slot, fence.clone(), access.usage());
         if access == Access::Write {
             self.note_write(slot);
             self.note_peer_write(slot, mapped);

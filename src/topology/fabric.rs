@@ -37,6 +37,11 @@ impl Width {
         Ok(Width { lanes, bytes_per_s })
     }
 
+    /// Together with those that were known before.
+    fn beside(self, known: Option<Width>, place: &Place) -> Result<Width, TopologyError> {
+        known.map_or(Ok(self), |known| known.plus(self, place))
+    }
+
     fn narrower(self, other: Width) -> Width {
         let bytes_per_s = self.bytes_per_s.zip(other.bytes_per_s).map(|(one, two)| one.min(two));
         Width { lanes: self.lanes.min(other.lanes), bytes_per_s }
@@ -91,7 +96,7 @@ impl<S: Ord> Fabric<S> {
         place: &Place,
     ) -> Result<(), TopologyError> {
         let port = self.port(device, switch, place);
-        port.to_switch = Some(port.to_switch.map_or(Ok(width), |known| known.plus(width, place))?);
+        port.to_switch = Some(width.beside(port.to_switch, place)?);
         Ok(())
     }
 
@@ -104,7 +109,7 @@ impl<S: Ord> Fabric<S> {
         place: &Place,
     ) -> Result<(), TopologyError> {
         let port = self.port(device, switch, place);
-        port.from_switch = Some(port.from_switch.map_or(Ok(width), |known| known.plus(width, place))?);
+        port.from_switch = Some(width.beside(port.from_switch, place)?);
         Ok(())
     }
 

@@ -1,16 +1,16 @@
 //! Peers, copies and windows that fail: what is lost says so, and everybody else gets on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use devpagemap::pagemap::Profile;
 use devpagemap::{
-    Access, Bar, BarMemory, Buffer, CopyEngine, Device, DeviceMemory, Driver, Error, Fence, FenceError,
-    MemoryLayout, MemoryMap, OnPressure, P2p, P2pLimits, Peer, PeerMap, RegionKind, Result, Route, Size,
-    SoftwareGpu, Timeline, WindowChange,
+    Access, Bar, Buffer, Device, Error, Fence, FenceError, OnPressure, P2p, P2pLimits, Peer, PeerMap,
+    RegionKind, Route, Size, Timeline,
 };
 
 use crate::setup::importer::*;
+use crate::setup::rig::Rig;
 use crate::setup::*;
 
 const VRAM: Option<RegionKind> = Some(RegionKind::Vram);
@@ -75,89 +75,15 @@ fn a_peer_that_hangs_holds_up_its_own_buffer_and_nobody_else() {
     assert_eq!(device.stats().p2p_pending_bytes, 0);
 }
 
-/// A software GPU whose copies to system memory and whose windows fail when told to.
-struct Failing {
-    gpu: SoftwareGpu,
-    burnt: Arc<AtomicBool>,
-    stiff: AtomicBool,
-}
-
-/// An engine that refuses to copy to system memory.
-struct Burning {
-    engine: Arc<dyn CopyEngine>,
-    burnt: Arc<AtomicBool>,
-}
-
-impl CopyEngine for Burning {
-    fn name(&self) -> &str {
-        self.engine.name()
-    }
-
-    fn submit(
-        &self,
-        chunk: devpagemap::migrate::Chunk,
-        done: devpagemap::migrate::Completion,
-    ) -> Result<(), devpagemap::migrate::EngineError> {
-        let to_system =
-            chunk.route().from.is_some() && chunk.route().to == devpagemap::migrate::Space::System;
-        match to_system && self.burnt.load(Ordering::Acquire) {
-            true => Err(devpagemap::migrate::EngineError::failed("it is burnt")),
-            false => self.engine.submit(chunk, done),
-        }
-    }
-
-    fn reset(&self) -> devpagemap::migrate::Reset {
-        self.engine.reset()
-    }
-}
-
-impl Driver for Failing {
-    fn copy_engines(&self, memory: &DeviceMemory) -> Result<Vec<Arc<dyn CopyEngine>>> {
-        let wrap = |engine| Arc::new(Burning { engine, burnt: self.burnt.clone() }) as Arc<dyn CopyEngine>;
-        Ok(self.gpu.copy_engines(memory)?.into_iter().map(wrap).collect())
-    }
-
-    fn map_vram(&self, layout: &MemoryLayout) -> Result<Option<Arc<dyn MemoryMap>>> {
-        self.gpu.map_vram(layout)
-    }
-
-    fn fallback_engine(&self, memory: &DeviceMemory) -> Option<Arc<dyn CopyEngine>> {
-        let engine = self.gpu.fallback_engine(memory)?;
-        Some(Arc::new(Burning { engine, burnt: self.burnt.clone() }))
-    }
-
-    fn program_windows(&self, change: &WindowChange<'_>) -> Result<Option<Fence>> {
-        let shows = change.entries().iter().any(|entry| entry.shows.is_some());
-        match shows && self.stiff.load(Ordering::Acquire) {
-            true => Err(Error::Driver { action: "program a window", reason: "the table is stiff".into() }),
-            false => self.gpu.program_windows(change),
-        }
-    }
-
-    fn bar_memory(&self, addr: devpagemap::BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
-        self.gpu.bar_memory(addr, len_bytes)
-    }
-}
-
-impl RunsJobs for Failing {
-    fn gpu(&self) -> &SoftwareGpu {
-        &self.gpu
-    }
-}
-
-fn failing(bar: Bar) -> Device<Failing> {
-    let gpu = SoftwareGpu::builder().rings(4).build().expect("threads for the rings");
-    let driver = Failing { gpu, burnt: Arc::default(), stiff: AtomicBool::new(false) };
-    let builder = Device::builder(driver).vram(Size::mib(8)).bar(bar).p2p_limits(limits());
-    builder.system(Size::mib(64)).build().expect("a small device")
+/// Its copies to system memory and its windows fail when told to.
+fn failing(bar: Bar) -> Device<Rig> {
+    Rig::builder(8, bar).gtt(Size::gib(4)).p2p_limits(limits()).build().expect("a small device")
 }
 
 #[test]
 fn who_is_lost_on_the_way_out_of_the_bar_says_so_and_the_newcomer_has_its_pages() {
     let device = failing(Bar::Prefix(Size::mib(8)));
-    let (nic, peer) =
-        (Nic::new("nic"), |nic: &Arc<Nic>| device.join(nic.clone()).expect("an importer that can be"));
-    let peer = peer(&nic);
+    let peer = device.join(Nic::new("nic")).expect("an importer that can be");
     let doomed = filled(&device, 3, 1);
     let attachment = doomed.attach(&peer).expect("one device");
     let _map = map_all(&attachment);

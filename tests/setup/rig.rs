@@ -16,6 +16,8 @@ pub struct Rig {
     gpu: SoftwareGpu,
     /// Whether copies to system memory fail.
     pub burnt: Arc<AtomicBool>,
+    /// Whether windows that show something cannot be programmed.
+    pub stiff: AtomicBool,
     /// Which bytes of VRAM can be read though it was pulled out.
     pub readable: Mutex<Range<u64>>,
     /// What the next reset says.
@@ -64,7 +66,11 @@ impl Driver for Rig {
     }
 
     fn program_windows(&self, change: &WindowChange<'_>) -> Result<Option<Fence>> {
-        self.gpu.program_windows(change)
+        let shows = change.entries().iter().any(|entry| entry.shows.is_some());
+        match shows && self.stiff.load(Ordering::Acquire) {
+            true => Err(Error::Driver { action: "program a window", reason: "the table is stiff".into() }),
+            false => self.gpu.program_windows(change),
+        }
     }
 
     fn bar_memory(&self, addr: BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
@@ -107,6 +113,7 @@ impl Rig {
         let rig = Rig {
             gpu,
             burnt: Arc::default(),
+            stiff: AtomicBool::new(false),
             readable: Mutex::new(0..0),
             after_reset: Mutex::new(Ok(VramContents::Kept)),
             stays_away: AtomicBool::new(false),

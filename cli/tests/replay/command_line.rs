@@ -1,8 +1,8 @@
 //! The command as scripts see it: exit status, JSON, messages, files.
 
 use crate::recordings::recording;
+use crate::scratch::Scratch;
 use serde_json::Value;
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 const SMALL: [&str; 4] = ["replay", "builtin:frames", "--scale", "1/64"];
@@ -19,27 +19,6 @@ fn run(arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("the command prints text")
-}
-
-/// A file that only this test has, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str, contents: &[u8]) -> Scratch {
-        let path = std::env::temp_dir().join(format!("devpagemap-test-{}-{name}", std::process::id()));
-        std::fs::write(&path, contents).expect("the folder for temporary files is writable");
-        Scratch(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().expect("a temporary path is text")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        std::fs::remove_file(&self.0).expect("the file is still there");
-    }
 }
 
 /// The names of an object's fields, in the order in which they are printed.
@@ -226,7 +205,7 @@ fn batches_that_the_client_holds_back_run_once_it_lets_them() {
 
 #[test]
 fn a_result_file_is_opened_before_the_replay_and_replaced_after_it() {
-    let html = Scratch::new("page.html", &[b'x'; 1 << 20]);
+    let html = Scratch::new("page.html", [b'x'; 1 << 20]);
     let timeline = Scratch::new("timeline.json", b"old");
     let output = run(&[&SMALL[..], &["--html", html.path(), "--perfetto", timeline.path()]].concat());
     assert_eq!(output.status.code(), Some(0));

@@ -7,3 +7,5 @@ mod car_chase;
 mod command_line;
 mod radeon;
 mod recordings;
+#[path = "../setup/scratch.rs"]
+mod scratch;

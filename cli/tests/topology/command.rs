@@ -1,9 +1,9 @@
 //! The command as scripts see it: matrix, explanation, JSON, messages, exit status.
 
 use crate::recordings::{Recording, all, one};
+use crate::scratch::Scratch;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 fn command(arguments: &[&str]) -> Command {
@@ -45,27 +45,6 @@ fn json(recording: &Recording) -> Value {
 fn field_names(json: &str, indent: usize) -> Vec<String> {
     let starts = format!("\n{}\"", " ".repeat(indent));
     json.split(&starts).skip(1).map(|part| part.split('"').next().unwrap_or_default().to_string()).collect()
-}
-
-/// A file that only this test has, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str, contents: &str) -> Scratch {
-        let path = std::env::temp_dir().join(format!("devpagemap-topo-{}-{name}", std::process::id()));
-        std::fs::write(&path, contents).expect("the folder for temporary files is writable");
-        Scratch(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().expect("a temporary path is text")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        std::fs::remove_file(&self.0).expect("the file is still there");
-    }
 }
 
 /// Two GPUs on an Intel CPU and one on an AMD CPU; two adapters below a switch with the first.
@@ -318,7 +297,7 @@ fn wrong_files_are_refused_with_file_and_line() {
     let other = Scratch::new("other.xml", THREE_GPUS);
     let message = refusal(&["topo", "--hwloc", other.path()]);
     assert!(message.ends_with(":1: the root element is <system>; hwloc's XML has <topology>"), "{message}");
-    let twice = Scratch::new("twice.xml", &THREE_GPUS.replace("0000:80:00.0", "0000:50:00.0"));
+    let twice = Scratch::new("twice.xml", THREE_GPUS.replace("0000:80:00.0", "0000:50:00.0"));
     let message = refusal(&["topo", "--nccl", twice.path()]);
     assert!(message.ends_with(":12: 0000:50:00.0 is there twice"), "{message}");
     let bomb = Scratch::new("bomb.xml", "<!DOCTYPE system [\n<!ENTITY a \"aa\">]>\n<system/>");

@@ -4,3 +4,5 @@ mod command;
 mod damaged;
 mod machines;
 mod recordings;
+#[path = "../setup/scratch.rs"]
+mod scratch;
