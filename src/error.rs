@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use devpagemap_fence::{FenceError, LockError, SlotsExhausted};
 
+#[cfg(not(any(loom, shuttle)))]
+use rustix::io::Errno;
+
 use crate::aperture::{BarAddr, BarLimit};
 use crate::pagemap::UnderRevoke;
 use crate::region::RegionKind;
@@ -173,6 +176,39 @@ pub enum Error {
     },
     /// The device was declared lost, and its bytes with it.
     DeviceLost,
+    /// A descriptor of something else where a dma-buf is needed.
+    NotADmaBuf {
+        /// The descriptor.
+        fd: i32,
+        /// What it is.
+        is: &'static str,
+    },
+    /// A number where a descriptor is needed, with no open file behind it.
+    ClosedFd {
+        /// The number.
+        fd: i32,
+    },
+    /// A dma-buf that has fewer bytes than are needed.
+    DmaBufTooSmall {
+        /// How many it has.
+        len_bytes: u64,
+        /// How many are needed.
+        wanted_bytes: u64,
+    },
+    /// A dma-buf that may only be read, where it is to be written.
+    DmaBufReadOnly,
+    /// The process, or the system, has no descriptor left for another file.
+    NoDescriptorsLeft {
+        /// What was attempted.
+        action: &'static str,
+    },
+    /// A file or device that this process has no rights to.
+    NoRights {
+        /// Which.
+        path: Arc<str>,
+        /// What was attempted.
+        action: &'static str,
+    },
     /// The driver refused.
     Driver {
         /// What it was asked to do.
@@ -250,6 +286,18 @@ impl fmt::Display for Error {
             Error::ReadOnly { buffer } => write!(f, "buffer {buffer} was mapped for reading only"),
             Error::Revoked { what, why } => write!(f, "{what} was revoked: {why}"),
             Error::DeviceLost => write!(f, "the device is lost"),
+            Error::NotADmaBuf { fd, is } => write!(f, "descriptor {fd} is no dma-buf but {is}"),
+            Error::ClosedFd { fd } => write!(f, "there is no open file behind descriptor {fd}"),
+            Error::DmaBufTooSmall { len_bytes, wanted_bytes } => {
+                write!(f, "the dma-buf has {len_bytes} bytes, and {wanted_bytes} are needed")
+            }
+            Error::DmaBufReadOnly => write!(f, "the dma-buf may be read only, and is to be written"),
+            Error::NoDescriptorsLeft { action } => {
+                write!(f, "could not {action}: no descriptors are left (ulimit -n, fs.file-max)")
+            }
+            Error::NoRights { path, action } => {
+                write!(f, "could not {action}: no rights to {path}")
+            }
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),
             Error::Unsupported { what } => write!(f, "unsupported: {what}"),
@@ -265,6 +313,30 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(not(any(loom, shuttle)))]
+impl Error {
+    /// The system refused something that is about `bytes`.
+    pub(crate) fn io(action: &'static str, bytes: u64, errno: Errno) -> Error {
+        match errno {
+            Errno::MFILE | Errno::NFILE => Error::NoDescriptorsLeft { action },
+            errno => Error::Io { action, bytes, errno: errno.raw_os_error() },
+        }
+    }
+
+    /// The system refused something that is about a descriptor.
+    pub(crate) fn of_descriptor(action: &'static str, errno: Errno) -> Error {
+        Error::io(action, 0, errno)
+    }
+
+    /// The system refused to open a file or a device.
+    pub(crate) fn of_path(action: &'static str, path: &str, errno: Errno) -> Error {
+        match errno {
+            Errno::ACCESS | Errno::PERM => Error::NoRights { path: path.into(), action },
+            errno => Error::io(action, 0, errno),
+        }
+    }
+}
 
 impl From<LockError> for Error {
     fn from(error: LockError) -> Error {

@@ -86,7 +86,7 @@ pub use aperture::{BarLimit, OnPressure, P2p, P2pLimits, PressureLevel};
 pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
-pub use backend::{JobMemory, SoftwareGpu, SoftwareGpuBuilder};
+pub use backend::{DmaBuf, DmaBufInfo, JobMemory, SoftwareGpu, SoftwareGpuBuilder};
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
 pub use cpu::{AfterLoss, Caching, CpuFaults, CpuMap, CpuMapBuilder};

@@ -4,12 +4,16 @@ mod arena;
 #[cfg(not(any(loom, shuttle)))]
 mod bar;
 #[cfg(not(any(loom, shuttle)))]
+mod dma_buf;
+#[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
 mod pieces;
 #[cfg(not(any(loom, shuttle)))]
 mod software;
 
+#[cfg(not(any(loom, shuttle)))]
+pub use dma_buf::{DmaBuf, DmaBufInfo};
 #[cfg(not(any(loom, shuttle)))]
 pub use jobs::JobMemory;
 pub use memory::DeviceMemory;
