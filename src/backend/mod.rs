@@ -6,6 +6,8 @@ mod bar;
 #[cfg(not(any(loom, shuttle)))]
 mod dma_buf;
 #[cfg(not(any(loom, shuttle)))]
+pub(crate) mod drm;
+#[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
 mod pieces;
