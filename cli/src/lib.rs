@@ -22,6 +22,7 @@
 
 pub mod command;
 pub mod error;
+pub mod handover;
 pub mod options;
 pub mod replay;
 pub mod report;
