@@ -17,6 +17,8 @@ mod software;
 #[cfg(not(any(loom, shuttle)))]
 pub use dma_buf::{DmaBuf, DmaBufInfo};
 #[cfg(not(any(loom, shuttle)))]
+pub use drm::{ExportedBy, ImportDecision, ImportInto, ImportRefusal, KernelImport};
+#[cfg(not(any(loom, shuttle)))]
 pub use jobs::JobMemory;
 pub use memory::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]

@@ -5,13 +5,16 @@
 //! | `node.rs` | which nodes there are, and opening one by its driver's name |
 //! | `prime.rs` | handles of buffers, counted; dma-bufs in and out |
 //! | `dumb.rs` | buffers that any driver makes |
+//! | `import.rs` | which driver takes whose dma-bufs, said before it is tried |
 //!
 //! Numbers of calls that belong to one driver mean something else to another, so such calls take a type that only a node of that driver
 //! becomes ([`VgemNode`], [`VirtioGpuNode`]).
 
 mod dumb;
+mod import;
 mod node;
 mod prime;
 
+pub use import::{ExportedBy, ImportDecision, ImportInto, ImportRefusal, KernelImport};
 pub(crate) use node::{DrmNode, NodeFound, NodeKind, VgemNode, VirtioGpuNode};
 pub(crate) use prime::GemHandle;
