@@ -73,6 +73,7 @@ mod share;
 mod size;
 mod stats;
 mod submit;
+mod sync_file;
 pub mod topology;
 #[cfg(not(any(loom, shuttle)))]
 mod uapi;
@@ -112,4 +113,4 @@ pub use unplug::{Revoke, Unplug, VramContents};
 pub use devpagemap_fence as fence;
 pub use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};
 pub use devpagemap_migrate as migrate;
-pub use devpagemap_migrate::{Addr, CopyEngine, Extent, ExtentList, MemoryMap};
+pub use devpagemap_migrate::{Addr, CopyEngine, Extent, ExtentList, MemoryFile, MemoryMap};

@@ -10,6 +10,7 @@ pub(crate) mod drm;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
+mod outside;
 mod pieces;
 #[cfg(not(any(loom, shuttle)))]
 mod software;
@@ -25,4 +26,5 @@ pub use memory::DeviceMemory;
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;
+pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};
