@@ -13,4 +13,7 @@
 //! - What a guest is to say about the kernel and the processor: [`setup::guest`].
 
 mod nodes;
+#[path = "../setup/pattern.rs"]
+mod pattern;
 mod setup;
+mod ttm;

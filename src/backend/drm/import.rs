@@ -18,7 +18,6 @@
 //! What is in no table is [`ImportDecision::Unknown`], and is tried.
 
 use std::fmt;
-use std::sync::Arc;
 
 use rustix::io::Errno;
 
