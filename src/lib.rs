@@ -88,9 +88,10 @@ pub use aperture::{BarLimit, OnPressure, P2p, P2pLimits, PressureLevel};
 pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
-pub use backend::{DmaBuf, DmaBufInfo, JobMemory, SoftwareGpu, SoftwareGpuBuilder};
-#[cfg(not(any(loom, shuttle)))]
-pub use backend::{ExportedBy, ImportDecision, ImportInto, ImportRefusal, KernelImport};
+pub use backend::{
+    Abilities, DmaBuf, DmaBufInfo, ExportedBy, HeapFound, ImportDecision, ImportInto, ImportRefusal,
+    JobMemory, KernelImport, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+};
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
 pub use cpu::{AfterLoss, Caching, CpuFaults, CpuMap, CpuMapBuilder};
@@ -103,10 +104,13 @@ pub use events::{Event, Events, PeerReason};
 pub use import::Import;
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
+#[cfg(not(any(loom, shuttle)))]
+pub use share::Offers;
 pub use share::{
     Attachment, GroupAttachment, GroupMap, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer,
     PeerAddr, PeerExtent, PeerMap, PeerMapRequest, RevokeReport,
 };
+pub use share::{ExportRequest, PassedOver, Via, WhyNot};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};
