@@ -219,6 +219,13 @@ pub enum Error {
         /// What was attempted.
         action: &'static str,
     },
+    /// There is no DRM node of this driver.
+    NoNode {
+        /// The driver, by the name it gives itself.
+        driver: &'static str,
+        /// Which node of it was looked for: `primary` or `render`.
+        kind: &'static str,
+    },
     /// The driver refused.
     Driver {
         /// What it was asked to do.
@@ -311,6 +318,9 @@ impl fmt::Display for Error {
             }
             Error::NoRights { path, action } => {
                 write!(f, "could not {action}: no rights to {path}")
+            }
+            Error::NoNode { driver, kind } => {
+                write!(f, "there is no {kind} node of the DRM driver {driver} below /dev/dri")
             }
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),

@@ -111,4 +111,4 @@ pub use unplug::{Revoke, Unplug, VramContents};
 pub use devpagemap_fence as fence;
 pub use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};
 pub use devpagemap_migrate as migrate;
-pub use devpagemap_migrate::{Addr, CopyEngine, Extent, ExtentList, MemoryMap};
+pub use devpagemap_migrate::{Addr, CopyEngine, Extent, ExtentList, MemoryFile, MemoryMap};

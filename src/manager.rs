@@ -17,7 +17,7 @@ use devpagemap_fence::{
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
 use crate::aperture::{Ledger, Marks, Windows};
-use crate::backend::DeviceMemory;
+use crate::backend::{DeviceMemory, OutsideRole};
 use crate::bo::{CpuAccess, EvictionPolicy, Placement, Transaction, WeakBuffer};
 use crate::client::ClientAccount;
 use crate::cpu::{Caching, CpuFaults, Faults};
@@ -363,6 +363,8 @@ impl Manager {
         stats.window_pending_bytes = windows.pending_bytes;
         stats.window_cpu_held_bytes = windows.cpu_held_bytes;
         stats.reasons.extend(moves.reasons);
+        stats.imported_bytes = self.cpu.outside_bytes(OutsideRole::Imported);
+        stats.exported_bytes = self.cpu.outside_bytes(OutsideRole::Exported);
         {
             let state = self.vram.state.lock(&mut held);
             stats.vram_used_bytes = state.used_bytes;

@@ -62,6 +62,10 @@ macro_rules! counters {
             pub system_used_bytes: u64,
             /// Bytes of system memory that are free behind a fence.
             pub system_pending_bytes: u64,
+            /// Bytes of other people's dma-bufs that are mapped now.
+            pub imported_bytes: u64,
+            /// Bytes that are mapped now of pages that were made elsewhere so that buffers can be exported.
+            pub exported_bytes: u64,
             /// Why a fallback or a move for visibility happened, and how often.
             pub reasons: BTreeMap<String, u64>,
         }

@@ -6,8 +6,11 @@ mod bar;
 #[cfg(not(any(loom, shuttle)))]
 mod dma_buf;
 #[cfg(not(any(loom, shuttle)))]
+pub(crate) mod drm;
+#[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
+mod outside;
 mod pieces;
 #[cfg(not(any(loom, shuttle)))]
 mod software;
@@ -21,4 +24,5 @@ pub use memory::DeviceMemory;
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;
+pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};

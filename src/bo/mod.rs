@@ -7,6 +7,7 @@ mod gtt;
 mod homes;
 mod make_way;
 mod object;
+mod outside;
 mod placement;
 mod plan;
 mod reach;
