@@ -74,6 +74,7 @@ mod share;
 mod size;
 mod stats;
 mod submit;
+mod sync_file;
 pub mod topology;
 #[cfg(not(any(loom, shuttle)))]
 mod uapi;

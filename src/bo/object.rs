@@ -21,6 +21,7 @@ use crate::manager::Manager;
 use crate::region::{RegionKind, Resource};
 use crate::share::Peers;
 use crate::size::Size;
+use crate::sync_file::Across;
 
 /// What the manager keeps of a buffer.
 pub(crate) struct BufferObject {
@@ -76,6 +77,8 @@ pub(crate) struct BoState {
     pub(crate) windows: BufferWindows,
     /// The CPU mappings that show its bytes.
     pub(crate) followers: Followers,
+    /// The dma-buf whose reservation object hears of its fences, and whose fences it hears of; none while nobody outside has it.
+    pub(crate) across: Option<Arc<Across>>,
 }
 
 /// Why a buffer left VRAM for system memory.
