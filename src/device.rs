@@ -26,6 +26,12 @@ use crate::stats::Stats;
 use crate::submit::Submission;
 use crate::topology::PciAddress;
 use crate::unplug::{Revoke, Unplug};
+#[cfg(not(any(loom, shuttle)))]
+use crate::{
+    backend::DmaBuf,
+    error::Error,
+    import::{Foreign, Import},
+};
 
 /// Long enough for what a device has queued, short enough for who has pulled its plug.
 const REVOKE_BOUND: Duration = Duration::from_secs(5);
@@ -76,6 +82,32 @@ impl<D: Driver> Device<D> {
     /// Describes a buffer of `size`.
     pub fn buffer(&self, size: Size) -> BufferBuilder {
         BufferBuilder::new(self.manager.clone(), self.manager.nobody.clone(), size)
+    }
+
+    /// Describes a buffer whose bytes are somebody else's dma-buf: a [`DmaBuf`](crate::DmaBuf), an
+    /// [`OwnedFd`](std::os::fd::OwnedFd), or a [`BorrowedFd`](std::os::fd::BorrowedFd), of which a copy is taken.
+    ///
+    /// The bytes stay where they are, for good: jobs use them there, whatever they are used to, and nothing evicts them. They belong to
+    /// somebody else, who may write them at any time that fences do not forbid.
+    ///
+    /// ```no_run
+    /// # use devpagemap::{Device, Size, SoftwareGpu};
+    /// # fn main() -> devpagemap::Result<()> {
+    /// # let device = Device::builder(SoftwareGpu::builder().build()?).vram(Size::mib(16)).build()?;
+    /// # let fd: std::os::fd::OwnedFd = std::fs::File::open("frame").expect("it is there").into();
+    /// let frame = device.import(fd).at_least(Size::mib(8)).read_only().name("camera frame").create()?;
+    /// let mut first = [0; 16];
+    /// frame.read_at(0, &mut first)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn import<F>(&self, dma_buf: F) -> Import
+    where
+        F: TryInto<DmaBuf>,
+        Error: From<F::Error>,
+    {
+        Import::new(&self.manager, dma_buf.try_into().map(Foreign::from).map_err(Error::from))
     }
 
     /// A new client, on whose account buffers can be; `name` is for people.

@@ -162,9 +162,9 @@ pub enum Error {
         /// What it met.
         why: &'static str,
     },
-    /// A write through a map that was made for reading.
+    /// A write through a map that was made for reading, or to a buffer that was imported for reading.
     ReadOnly {
-        /// The mapped buffer.
+        /// The buffer.
         buffer: u64,
     },
     /// It was taken away from whoever used it: a pagemap from all, or an attachment from its importer.
@@ -207,6 +207,27 @@ pub enum Error {
     },
     /// A dma-buf that may only be read, where it is to be written.
     DmaBufReadOnly,
+    /// A dma-buf that is a buffer of this device already, and not as it is wanted now.
+    AlreadyImported {
+        /// The buffer.
+        buffer: u64,
+        /// What it is that is not wanted.
+        why: &'static str,
+    },
+    /// More bytes of other people's dma-bufs than the client may have.
+    ImportLimit {
+        /// How many it may have.
+        limit_bytes: u64,
+        /// How many it has.
+        used_bytes: u64,
+        /// How many more were asked for.
+        wanted_bytes: u64,
+    },
+    /// The client is one of another device.
+    ForeignClient {
+        /// Its name.
+        client: Arc<str>,
+    },
     /// The process, or the system, has no descriptor left for another file.
     NoDescriptorsLeft {
         /// What was attempted.
@@ -300,7 +321,9 @@ impl fmt::Display for Error {
             Error::StaleMap { buffer } => {
                 write!(f, "the map shows a place that buffer {buffer} has left; map it again")
             }
-            Error::ReadOnly { buffer } => write!(f, "buffer {buffer} was mapped for reading only"),
+            Error::ReadOnly { buffer } => {
+                write!(f, "buffer {buffer} was mapped or imported for reading only")
+            }
             Error::Revoked { what, why } => write!(f, "{what} was revoked: {why}"),
             Error::DeviceLost => write!(f, "the device is lost"),
             Error::NotADmaBuf { fd, is } => write!(f, "descriptor {fd} is no dma-buf but {is}"),
@@ -313,6 +336,15 @@ impl fmt::Display for Error {
                 write!(f, "the dma-buf has {len_bytes} bytes, and {wanted_bytes} are needed")
             }
             Error::DmaBufReadOnly => write!(f, "the dma-buf may be read only, and is to be written"),
+            Error::AlreadyImported { buffer, why } => {
+                write!(f, "the dma-buf is buffer {buffer} of this device already, {why}")
+            }
+            Error::ImportLimit { limit_bytes, used_bytes, wanted_bytes } => write!(
+                f,
+                "too many imported bytes: wanted {wanted_bytes} ({}), but of {limit_bytes} that the client may have {used_bytes} are used",
+                size(wanted_bytes)
+            ),
+            Error::ForeignClient { client } => write!(f, "client {client} is one of another device"),
             Error::NoDescriptorsLeft { action } => {
                 write!(f, "could not {action}: no descriptors are left (ulimit -n, fs.file-max)")
             }
@@ -359,6 +391,12 @@ impl Error {
             Errno::ACCESS | Errno::PERM => Error::NoRights { path: path.into(), action },
             errno => Error::io(action, 0, errno),
         }
+    }
+}
+
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Error {
+        match never {}
     }
 }
 

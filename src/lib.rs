@@ -65,6 +65,7 @@ mod device;
 mod driver;
 mod error;
 mod events;
+mod import;
 mod manager;
 mod outstanding;
 pub mod pagemap;
@@ -97,6 +98,7 @@ pub use error::{Error, Result};
 #[cfg(not(any(loom, shuttle)))]
 pub use events::Readable;
 pub use events::{Event, Events, PeerReason};
+pub use import::Import;
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
 pub use share::{

@@ -24,6 +24,7 @@ use crate::cpu::{Caching, CpuFaults, Faults};
 use crate::driver::{Driver, Moved};
 use crate::error::{Error, Result};
 use crate::events::Hub;
+use crate::import::KnownDmaBufs;
 use crate::outstanding::{Leaving, Outstanding};
 use crate::pagemap::{Revocation, Subscription};
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
@@ -80,6 +81,8 @@ pub(crate) struct Manager {
     pub(crate) revoking: Outside<Option<Arc<Drain>>>,
     /// For how long nobody may let go before all are overdue. Constant.
     pub(crate) revoke_bound: Duration,
+    /// Which dma-bufs are buffers of this device. Its own lock.
+    pub(crate) known_dma_bufs: KnownDmaBufs,
     /// Atomics.
     pub(crate) counters: Counters,
     /// Its own lock.
@@ -179,6 +182,7 @@ impl Manager {
             revocation: Revocation::new(),
             revoking: Outside::new("revoke under way", None),
             revoke_bound: parts.revoke_bound,
+            known_dma_bufs: KnownDmaBufs::new(),
             counters: Counters::default(),
             reasons: Reasons::new(),
             next_buffer_id: AtomicU64::new(1),

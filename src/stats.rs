@@ -87,6 +87,8 @@ counters! {
     live_bo_bytes,
     /// The most that `live_bo_bytes` has been.
     live_bo_peak_bytes,
+    /// Buffers made of other people's dma-bufs. They count in none of the above.
+    imports,
     /// Buffers moved out of a region to make room.
     evictions,
     /// Their bytes.

@@ -100,13 +100,15 @@ impl<D: Driver> Submission<D> {
     ///
     /// # Errors
     /// Why a buffer could not be brought in ([`Error::Exhausted`], [`Error::Fragmented`], [`Error::TooLarge`],
-    /// [`Error::Pinned`], [`Error::FenceFailed`] for one that is lost), [`Error::ForeignBuffer`], [`Error::Revoked`] while VRAM is
-    /// [taken away](crate::Device::unplug), or what `queue` said.
+    /// [`Error::Pinned`], [`Error::FenceFailed`] for one that is lost), [`Error::ForeignBuffer`], [`Error::ReadOnly`] for a write to a buffer
+    /// that was imported for reading, [`Error::Revoked`] while VRAM is [taken away](crate::Device::unplug), or what `queue` said.
     pub fn run(self, queue: impl FnOnce(&D, &Job<'_>) -> Result<Fence>) -> Result<Fence> {
         let Submission { manager, uses, known, after, .. } = self;
         if let Some((stranger, _)) = uses.iter().find(|(buffer, _)| !Arc::ptr_eq(&buffer.manager, &manager)) {
             return Err(Error::ForeignBuffer { buffer: stranger.id() });
         }
+        let writes = uses.iter().filter(|(_, access)| *access == Access::Write);
+        writes.map(|(buffer, _)| buffer.check_writable()).collect::<Result<()>>()?;
         check_fits_together(&manager, &uses)?;
         let buffers: Vec<_> = uses.iter().map(|(buffer, _)| buffer.clone()).collect();
         let mut queue = Some(queue);

@@ -65,8 +65,10 @@ impl Transaction<'_, '_, '_> {
     /// Whether the buffer is in outside pages and may not leave them now. Whoever can use it in system memory does so there.
     pub(crate) fn stays_outside(&self, slot: Slot) -> bool {
         let state = self.exec.set().state(slot);
-        let holds = &self.exec.set().object(slot).holds;
+        let buffer = self.exec.set().object(slot);
         state.resource.as_ref().is_some_and(Resource::is_outside)
-            && (holds.load(Ordering::Acquire) > 0 || state.followers.are_any())
+            && (buffer.imported.is_some()
+                || buffer.holds.load(Ordering::Acquire) > 0
+                || state.followers.are_any())
     }
 }
