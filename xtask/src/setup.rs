@@ -58,14 +58,16 @@ pub fn recordings() -> Result<PathBuf, String> {
     if dir.is_dir() { Ok(dir) } else { Err(format!("no directory {} ({origin})", dir.display())) }
 }
 
-fn runs(program: &str, arguments: &[&str]) -> bool {
+/// Whether a program runs well with these arguments.
+pub fn runs(program: &str, arguments: &[&str]) -> bool {
     let mut command = Command::new(program);
     let status =
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }
 
-fn is_root() -> bool {
+/// Whether packages may be installed.
+pub fn is_root() -> bool {
     let id = Command::new("id").arg("-u").stdin(Stdio::null()).output();
     id.is_ok_and(|id| id.stdout.trim_ascii() == b"0")
 }
