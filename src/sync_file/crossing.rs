@@ -24,7 +24,7 @@ pub(crate) struct Crossing {
     /// The dma-bufs that buffers share now, by the names of their reservation objects. Its own lock.
     known: Outside<HashMap<u64, Weak<Across>>>,
     /// Atomics.
-    pub(super) counts: Counts,
+    pub(crate) counts: Counts,
     /// Why something went otherwise than wished, and how often. Its own lock.
     reasons: Outside<BTreeMap<String, u64>>,
 }
@@ -115,7 +115,7 @@ impl Crossing {
         self.kernel.now()
     }
 
-    pub(super) fn count(&self, reason: &str) {
+    pub(crate) fn count(&self, reason: &str) {
         let mut reasons = self.reasons.lock();
         match reasons.get_mut(reason) {
             Some(count) => *count += 1,
@@ -130,6 +130,9 @@ impl Crossing {
 
 impl fmt::Debug for Crossing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Crossing").field("kernel", &self.kernel).field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("Crossing")
+            .field("kernel", &self.kernel)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }

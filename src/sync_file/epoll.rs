@@ -44,7 +44,7 @@ impl Poller for Epoll {
             .map_err(|errno| Error::of_descriptor("watch a fence from outside", errno))
     }
 
-    fn forget(&self, file: &dyn SyncFile) {
+    fn forget(&self, file: &dyn SyncFile, _id: u64) {
         let fd = file.fd().expect("what is polled is a sync_file of the kernel's");
         if let Err(error) = epoll::delete(&self.epoll, fd) {
             tracing::error!(%error, "a fence from outside was not watched");

@@ -97,7 +97,10 @@ impl Wait {
 
 impl fmt::Debug for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wait").field("timeline", &self.timeline.name()).field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Wait")
+            .field("timeline", &self.timeline.name())
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }
 

@@ -112,6 +112,12 @@ impl Crossing {
         drop(gone);
     }
 
+    /// Whether there is anything to keep, or there was until a moment ago.
+    #[cfg(test)]
+    pub(super) fn is_kept(&self) -> bool {
+        self.table.lock().poller.is_some()
+    }
+
     /// The thread, started if there is none.
     fn running(self: &Arc<Self>, table: &mut Table) -> Result<Arc<dyn Poller>> {
         if let Some(poller) = &table.poller {
@@ -166,7 +172,7 @@ impl Crossing {
         let wait = table.waits.remove(&id)?;
         table.due.remove(&(wait.deadline, id));
         if let Some(poller) = &table.poller {
-            poller.forget(&*wait.file);
+            poller.forget(&*wait.file, id);
         }
         Some(wait)
     }

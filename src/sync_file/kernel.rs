@@ -90,8 +90,8 @@ pub(crate) trait Poller: fmt::Debug + Send + Sync {
     /// What the kernel says.
     fn watch(&self, file: &dyn SyncFile, id: u64) -> Result<()>;
 
-    /// Reports it no more. To be called before the file is dropped.
-    fn forget(&self, file: &dyn SyncFile);
+    /// Reports `id` no more. To be called before the file is dropped.
+    fn forget(&self, file: &dyn SyncFile, id: u64);
 
     /// Sleeps until something is to be reported, `until` is over (`None`: it never is) or somebody pokes; may return without a reason.
     fn wait(&self, until: Option<Instant>) -> Vec<u64>;

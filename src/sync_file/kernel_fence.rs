@@ -153,7 +153,10 @@ impl Owed {
 
 impl fmt::Debug for Owed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Owed").field("id", &self.id).field("seen_in", &self.seen_in.len()).finish_non_exhaustive()
+        f.debug_struct("Owed")
+            .field("id", &self.id)
+            .field("seen_in", &self.seen_in.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -51,9 +51,13 @@ mod vgem;
 
 pub(crate) use across::Across;
 pub(crate) use crossing::Crossing;
+pub(crate) use kernel::Kernel;
+pub(crate) use kernel_fence::Reserved;
 #[cfg(not(any(loom, shuttle)))]
 pub use machine::FenceSource;
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use machine::Machine;
 #[cfg(any(loom, shuttle))]
-pub use model::{CrossingModel, ModelDmaBuf, ModelFence};
+pub(crate) use model::NoKernel;
+#[cfg(any(loom, shuttle))]
+pub use model::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved};

@@ -19,11 +19,11 @@
 
 use std::sync::Arc;
 
-use devpagemap_fence::{Fence, FenceSet, Slot, Usage};
+use devpagemap_fence::{Fence, FenceSet, Held, Slot, Usage};
 
 use super::Across;
 use super::kernel_fence::{Reserved, is_for_want_of_a_source};
-use crate::bo::{BoState, BufferObject, Transaction};
+use crate::bo::{BoState, Buffer, BufferObject, Transaction};
 use crate::error::Result;
 use crate::submit::Access;
 
@@ -77,6 +77,17 @@ impl BoState {
     /// What the kernel says.
     pub(crate) fn announce(&self, access: Access) -> Result<Option<Reserved>> {
         self.across.as_ref().map_or(Ok(None), |across| across.announce(access))
+    }
+}
+
+impl Buffer {
+    /// Waits for what other drivers do to the bytes that such an access has to wait for. Nothing for a buffer that nobody outside has.
+    ///
+    /// # Errors
+    /// [`Error::FenceFailed`](crate::Error::FenceFailed) when that failed, or took too long; what the kernel says.
+    pub(crate) fn wait_for_others(&self, access: Access) -> Result<()> {
+        let theirs = self.0.reservation.lock(&mut Held::enter()).hear(access)?;
+        theirs.map_or(Ok(()), |fence| self.0.manager.wait(&fence.into()))
     }
 }
 
@@ -165,6 +176,14 @@ impl Transaction<'_, '_, '_> {
             self.announced.push((slot, reserved));
         }
         Ok(())
+    }
+
+    /// The same for moves that must not fail for it, because the bytes would be lost: what the kernel refuses is counted.
+    pub(crate) fn try_to_announce_move(&mut self, slot: Slot) {
+        if let Err(error) = self.announce_move(slot) {
+            tracing::error!(%error, "others do not hear of a move of a buffer that they share");
+            self.manager.crossing.count(&format!("fences: others do not hear of a move: {error}"));
+        }
     }
 
     /// The move of the buffer in `slot` is queued, and over when `arrival` has signalled.

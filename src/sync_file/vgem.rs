@@ -110,7 +110,7 @@ impl Source for Vgem {
         let refused = |errno| Error::of_descriptor("make a kernel fence", errno);
         self.replace_what_is_used_up();
         let scratch = self.take_scratch()?;
-        let number = attach_fence(scratch.node.as_fd(), scratch.handle.number(), true).map_err(refused)?;
+        let number = attach_fence(&scratch.node, scratch.handle.number(), true).map_err(refused)?;
         let fence = VgemFence { scratch: Some(scratch), number, workshop: self.workshop.clone() };
         let of = fence.scratch.as_ref().expect("it has just been given");
         let file = export_sync_file(of.dma_buf.as_fd(), Use::Read).map_err(refused)?;
@@ -130,7 +130,7 @@ struct VgemFence {
 impl VgemFence {
     fn signal(&mut self) -> std::result::Result<(), Errno> {
         let Some(scratch) = self.scratch.take() else { return Ok(()) };
-        let signalled = signal_fence(scratch.node.as_fd(), self.number);
+        let signalled = signal_fence(&scratch.node, self.number);
         let mut workshop = self.workshop.lock();
         let is_of_this_node = Arc::ptr_eq(&workshop.node, &scratch.node);
         if is_of_this_node && workshop.idle.len() < KEPT {
