@@ -7,6 +7,8 @@ mod bar;
 mod dma_buf;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
+#[cfg(test)]
+mod memfd_pages;
 mod memory;
 mod outside;
 mod pieces;
@@ -22,5 +24,7 @@ pub use memory::DeviceMemory;
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;
+#[cfg(test)]
+pub(crate) use memfd_pages::MemfdPages;
 pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};
