@@ -9,6 +9,8 @@ mod dma_buf;
 pub(crate) mod drm;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
+#[cfg(test)]
+mod memfd_pages;
 mod memory;
 mod outside;
 mod pieces;
@@ -24,5 +26,7 @@ pub use memory::DeviceMemory;
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;
+#[cfg(test)]
+pub(crate) use memfd_pages::MemfdPages;
 pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};

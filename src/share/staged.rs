@@ -345,8 +345,11 @@ impl PeerMap {
     ///
     /// # Errors
     /// [`Error::StaleMap`] when the buffer has left where this shows it: map again. [`Error::Revoked`], [`Error::FenceFailed`] when the
-    /// buffer's bytes are lost, [`Error::FenceSlots`].
+    /// buffer's bytes are lost, [`Error::FenceSlots`], [`Error::ReadOnly`] for a write to a buffer that was imported for reading.
     pub fn begin(&self, access: Access) -> Result<FenceSet> {
+        if access == Access::Write {
+            self.buffer.0.check_writable()?;
+        }
         self.buffer.transact(|transaction, slot| transaction.begin_use(slot, self, access))
     }
 

@@ -5,6 +5,9 @@
 //! to ([`Transaction::leave_outside`]), and stays while somebody holds it, or has it mapped: the kernel has no way to make touches of a
 //! dma-buf's pages sleep, so a CPU map of them cannot follow the buffer.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use devpagemap_fence::sync::atomic::Ordering;
