@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use crate::aperture::{BarAddr, BarLimit};
 use crate::pagemap::UnderRevoke;
 use crate::region::RegionKind;
+use crate::share::PassedOver;
 use crate::size::Size;
 
 /// The result of everything in this crate that can fail.
@@ -247,6 +248,13 @@ pub enum Error {
         /// Which node of it was looked for: `primary` or `render`.
         kind: &'static str,
     },
+    /// Nothing makes a dma-buf of this buffer.
+    NotExportable {
+        /// The buffer.
+        buffer: u64,
+        /// What was passed over, and why.
+        reasons: Arc<[PassedOver]>,
+    },
     /// The driver refused.
     Driver {
         /// What it was asked to do.
@@ -353,6 +361,12 @@ impl fmt::Display for Error {
             }
             Error::NoNode { driver, kind } => {
                 write!(f, "there is no {kind} node of the DRM driver {driver} below /dev/dri")
+            }
+            Error::NotExportable { buffer, reasons } => {
+                write!(f, "buffer {buffer} cannot be exported as a dma-buf")?;
+                reasons.iter().enumerate().try_for_each(|(index, reason)| {
+                    write!(f, "{} {reason}", if index == 0 { ":" } else { ";" })
+                })
             }
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),

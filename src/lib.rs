@@ -88,7 +88,9 @@ pub use aperture::{BarLimit, OnPressure, P2p, P2pLimits, PressureLevel};
 pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
-pub use backend::{DmaBuf, DmaBufInfo, JobMemory, SoftwareGpu, SoftwareGpuBuilder};
+pub use backend::{
+    Abilities, DmaBuf, DmaBufInfo, HeapFound, JobMemory, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+};
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
 pub use cpu::{AfterLoss, Caching, CpuFaults, CpuMap, CpuMapBuilder};
@@ -101,10 +103,13 @@ pub use events::{Event, Events, PeerReason};
 pub use import::Import;
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
+#[cfg(not(any(loom, shuttle)))]
+pub use share::Offers;
 pub use share::{
     Attachment, GroupAttachment, GroupMap, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer,
     PeerAddr, PeerExtent, PeerMap, PeerMapRequest, RevokeReport,
 };
+pub use share::{ExportRequest, PassedOver, Via, WhyNot};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};

@@ -1,5 +1,6 @@
 //! Dumb buffers: memory that any driver with a screen makes, and vgem, which has none.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
@@ -9,6 +10,7 @@ use drm::control::Device as _;
 use super::node::{DrmNode, of_io};
 use super::prime::GemHandle;
 use crate::error::{Error, Result};
+use crate::uapi;
 
 /// The side of a buffer whose shape nobody looks at: a line of so many pixels is a page, so no driver pads it.
 const PIXELS_PER_LINE: u32 = PAGE_BYTES as u32 / 4;
@@ -40,5 +42,14 @@ impl GemHandle {
         } else {
             Err(invalid("were padded by the driver"))
         }
+    }
+
+    /// Where on the node it can be mapped.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn dumb_offset(&self) -> Result<u64> {
+        uapi::dumb::map_offset(self.node().as_fd(), self.number())
+            .map_err(|errno| Error::io("map a dumb buffer", 0, errno))
     }
 }
