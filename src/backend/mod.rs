@@ -13,6 +13,8 @@ pub(crate) mod drm;
 pub(crate) mod exporter;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
+#[cfg(test)]
+mod memfd_pages;
 mod memory;
 mod outside;
 mod pieces;
@@ -39,6 +41,8 @@ pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 pub(crate) use arena::Arena;
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use dma_heap::{SystemHeap, heaps};
+#[cfg(test)]
+pub(crate) use memfd_pages::MemfdPages;
 pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};
 #[cfg(not(any(loom, shuttle)))]

@@ -21,6 +21,7 @@ use crate::manager::Manager;
 use crate::region::{RegionKind, Resource};
 use crate::share::Peers;
 use crate::size::Size;
+use crate::submit::Access;
 use crate::sync_file::Across;
 
 /// What the manager keeps of a buffer.
@@ -255,12 +256,13 @@ impl Buffer {
         self.0.reservation.fences(Usage::Read)
     }
 
-    /// Waits until all work on this buffer is done.
+    /// Waits until all work on this buffer is done, that of other drivers included who share it.
     ///
     /// # Errors
     /// [`Error::FenceFailed`] when work that was still outstanding failed, or a move has lost the bytes.
     pub fn wait(&self) -> Result<()> {
         self.0.manager.wait(&self.0.reservation.fences(Usage::Read))?;
+        self.wait_for_others(Access::Write)?;
         self.0.reservation.lock(&mut Held::enter()).check_not_lost()
     }
 

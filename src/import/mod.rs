@@ -12,6 +12,8 @@
 mod budget;
 mod builder;
 mod known;
+#[cfg(test)]
+mod tests;
 
 pub use builder::Import;
 

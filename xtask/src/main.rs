@@ -45,6 +45,8 @@ usage: cargo xtask <command>
   bench [FILTER]   the benchmarks, and a table of all of them; FILTER is a part of an operation's name; further
                    arguments go to the programs: --long, --rounds N, --blocks
   vm [FILTER]      the kernel tests in a guest with Debian's kernel; FILTER is a part of a test's name
+                   --own-kernel: with our own build of its source, which takes minutes the first time
+                   --kvm: on the processor itself, where that works
   ci               what .ci/run runs: test, in full";
 
 fn main() -> ExitCode {
@@ -84,5 +86,5 @@ fn explore_alone(name: &'static str, tool: &Tool, argument: Option<&&str>) -> Ex
 fn in_guests(arguments: &[&str]) -> ExitCode {
     let Some(options) = vm::Options::parse(arguments) else { return misused() };
     setup::need_a_c_compiler();
-    report::finish(&[report::Step::timed("kernel tests, stock kernel", || vm::stock(&options))])
+    report::finish(&[report::Step::timed("kernel tests", || vm::run(&options))])
 }

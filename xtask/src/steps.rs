@@ -5,6 +5,7 @@ use crate::explore::{self, Wanted};
 use crate::report::{Outcome, Step, finish};
 use crate::tally::Tally;
 use crate::tool::{LOOM, SHUTTLE, Tool};
+use crate::vm::{self, Preparation};
 use crate::{main_job, process, setup};
 use std::process::{Command, ExitCode};
 
@@ -25,12 +26,18 @@ const EXAMPLES: [&str; 2] = ["over_commit", "driver"];
 /// Checks the project; what fails does not keep the rest from being checked.
 pub fn run(extent: Extent) -> ExitCode {
     setup::need_a_c_compiler();
-    let mut steps = vec![
+    let mut steps = Vec::new();
+    let mut kernels = None;
+    if extent == Extent::Full {
+        steps.push(Step::timed("packages", vm::packages));
+        kernels = Some(Preparation::begin());
+    }
+    steps.extend([
         Step::timed("rustfmt", rustfmt),
         Step::timed("clippy", clippy),
         Step::timed("recordings", recordings),
         Step::timed("tests", || tests(extent)),
-    ];
+    ]);
     if extent == Extent::Full {
         steps.push(Step::timed("rustdoc", rustdoc));
         steps.push(Step::timed("examples", examples));
@@ -40,6 +47,8 @@ pub fn run(extent: Extent) -> ExitCode {
         steps.push(Step::timed("loom", || explore::run(&LOOM, &Wanted::Matching(""))));
         steps.push(Step::timed("shuttle", || explore::run(&SHUTTLE, &Wanted::Matching(""))));
     }
+    // Last, so that kernels that had to be built are there by now.
+    steps.extend(kernels.into_iter().flat_map(Preparation::steps));
     finish(&steps)
 }
 

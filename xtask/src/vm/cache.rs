@@ -51,11 +51,11 @@ impl Cache {
     ///
     /// # Errors
     /// What `make` says, and what the file system says.
-    pub fn get_or_make(
+    pub fn get_or_make<E: From<String>>(
         &self,
         name: &str,
-        make: impl FnOnce(&Path) -> Result<(), String>,
-    ) -> Result<PathBuf, String> {
+        make: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
         if let Some(path) = self.get(name) {
             return Ok(path);
         }
@@ -66,7 +66,7 @@ impl Cache {
             Ok(()) => Ok(whole),
             // Somebody else has made it meanwhile.
             Err(_) if whole.exists() => Ok(whole),
-            Err(error) => Err(format!("{} cannot be put in its place: {error}", whole.display())),
+            Err(error) => Err(format!("{} cannot be put in its place: {error}", whole.display()).into()),
         }
     }
 
@@ -161,7 +161,7 @@ mod tests {
         let write = |dir: &Path| fs::write(dir.join("image"), "1").map_err(|error| error.to_string());
         let path = cache.get_or_make("kernel-1", write).unwrap();
         assert_eq!(fs::read(path.join("image")).unwrap(), b"1");
-        let again = cache.get_or_make("kernel-1", |_| Err("made twice".into())).unwrap();
+        let again = cache.get_or_make("kernel-1", |_| Err::<(), String>("made twice".into())).unwrap();
         assert_eq!(again, path);
     }
 
@@ -171,7 +171,7 @@ mod tests {
         let cache = Cache::at(folder.0.clone()).unwrap();
         let failed = cache.get_or_make("kernel-1", |dir| {
             fs::write(dir.join("half"), "1").unwrap();
-            Err("no network".into())
+            Err::<(), String>("no network".into())
         });
         assert_eq!(failed.unwrap_err(), "no network");
         assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
@@ -192,7 +192,7 @@ mod tests {
         let folder = Folder::new("order");
         let cache = Cache::at(folder.0.clone()).unwrap();
         for name in ["kernel-6.12.117", "kernel-6.12.99", "other"] {
-            cache.get_or_make(name, |_| Ok(())).unwrap();
+            cache.get_or_make(name, |_| Ok::<(), String>(())).unwrap();
         }
         assert_eq!(cache.entries("kernel"), ["kernel-6.12.99", "kernel-6.12.117"]);
     }

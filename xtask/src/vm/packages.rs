@@ -1,10 +1,11 @@
 //! What the machine needs for guests, and Debian's packages: installed, looked up and fetched, by name.
 
-use super::cache::{Cache, numbers};
+use super::cache::numbers;
 use crate::process;
 use crate::setup::{is_root, runs, say_loudly};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// Programs that guests need, with the package that brings each.
 const FOR_GUESTS: [(&str, &str); 6] = [
@@ -89,13 +90,18 @@ pub fn update() -> Result<(), String> {
     apt_get(&["update"], Path::new("/"))
 }
 
-/// Fetches a package into `folder` without installing it, and returns its file.
+/// Fetches a package into `folder` without installing it, and returns its file. Lists that are too old name files that
+/// are gone; then they are brought up to date.
 ///
 /// # Errors
 /// Why it cannot be had.
-pub fn download(package: &str, folder: &Path) -> Result<PathBuf, String> {
+pub fn fetch(package: &str, folder: &Path) -> Result<PathBuf, String> {
     println!("fetching the package {package}");
-    apt_get(&["download", package], folder)?;
+    let download = || apt_get(&["download", package], folder);
+    download().or_else(|reason| {
+        update().map_err(|why| format!("{reason}; {why}"))?;
+        download()
+    })?;
     let entries = std::fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let files = entries.flatten().map(|entry| entry.path());
     let mut packages = files.filter(|path| path.extension().is_some_and(|extension| extension == "deb"));
@@ -120,12 +126,10 @@ pub fn run(command: &mut Command) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", name())) }
 }
 
-/// The newest entry of the cache that begins like this, for a machine that cannot ask.
-pub fn newest_cached(cache: &Cache, beginning: &str) -> Option<String> {
-    cache.entries(beginning).pop()
-}
-
+/// Runs apt-get, one at a time: it holds locks for which another one does not wait.
 fn apt_get(arguments: &[&str], folder: &Path) -> Result<(), String> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new("apt-get");
     command.args(["--quiet", "--quiet"]).args(arguments).current_dir(folder);
     let run = run(command.env("DEBIAN_FRONTEND", "noninteractive"));

@@ -1,9 +1,9 @@
 //! Debian's own kernel, out of its package. It is never installed: its image and the few modules that the tests need
 //! are kept, unpacked and in the order in which they are to be loaded.
 
-use super::Kernel;
 use super::cache::Cache;
 use super::packages;
+use super::{Kernel, Unready};
 use crate::setup::say_loudly;
 use std::fs;
 use std::path::Path;
@@ -18,12 +18,12 @@ const DRIVERS: [&str; 5] = ["vgem", "virtio-gpu", "bochs", "qxl", "nvme"];
 ///
 /// # Errors
 /// Why there is none.
-pub fn get(cache: &Cache) -> Result<Kernel, String> {
+pub fn get(cache: &Cache) -> Result<Kernel, Unready> {
     let package = match newest_package() {
         Ok(package) => package,
         Err(reason) => {
-            let cached = packages::newest_cached(cache, "stock-");
-            let name = cached.ok_or_else(|| reason.clone())?;
+            let cached = cache.entries("stock-").pop();
+            let name = cached.ok_or_else(|| Unready::Missing(reason.clone()))?;
             say_loudly(&format!("{reason}: taking {name} of the cache"));
             return kernel(&cache.dir().join(name));
         }
@@ -46,12 +46,9 @@ fn newest_package() -> Result<String, String> {
 }
 
 /// Fills an entry of the cache: `vmlinuz`, `version`, `order` (a module a line) and `modules/`.
-fn fill(cache: &Cache, package: &str, dir: &Path) -> Result<(), String> {
+fn fill(cache: &Cache, package: &str, dir: &Path) -> Result<(), Unready> {
     let scratch = cache.scratch("fetching")?;
-    let fetched = packages::download(package, scratch.path()).or_else(|_| {
-        packages::update()?;
-        packages::download(package, scratch.path())
-    })?;
+    let fetched = packages::fetch(package, scratch.path()).map_err(Unready::Missing)?;
     let root = scratch.path().join("root");
     packages::unpack(&fetched, &root)?;
     let release = package.trim_start_matches("linux-image-");
@@ -67,7 +64,7 @@ fn fill(cache: &Cache, package: &str, dir: &Path) -> Result<(), String> {
         let output = command.output().map_err(|error| format!("modprobe could not be started: {error}"))?;
         if !output.status.success() {
             let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(format!("{package} has no module {driver}: {reason}"));
+            return Err(Unready::Broken(format!("{package} has no module {driver}: {reason}")));
         }
         for path in String::from_utf8_lossy(&output.stdout).lines().filter_map(module_of) {
             let name = unpack_module(Path::new(path), &modules)?;
@@ -77,7 +74,7 @@ fn fill(cache: &Cache, package: &str, dir: &Path) -> Result<(), String> {
         }
     }
     write(&dir.join("order"), &(order.join("\n") + "\n"))?;
-    write(&dir.join("version"), release)
+    Ok(write(&dir.join("version"), release)?)
 }
 
 /// The file in a line of `modprobe --show-depends`; `None` for what is built in.
@@ -98,7 +95,7 @@ fn unpack_module(path: &Path, modules: &Path) -> Result<String, String> {
     Ok(plain.to_owned())
 }
 
-fn kernel(dir: &Path) -> Result<Kernel, String> {
+fn kernel(dir: &Path) -> Result<Kernel, Unready> {
     let read = |name: &str| {
         let path = dir.join(name);
         fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
