@@ -90,7 +90,8 @@ pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
 pub use backend::{
     Abilities, DmaBuf, DmaBufInfo, ExportedBy, HeapFound, ImportDecision, ImportInto, ImportRefusal,
-    JobMemory, KernelImport, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+    JobMemory, KernelImport, NodeAbilities, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+    VirtioAbilities,
 };
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;

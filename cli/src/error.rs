@@ -59,6 +59,13 @@ pub enum Error {
         /// What it said.
         source: std::io::Error,
     },
+    /// Nothing on this machine makes a dma-buf of such a buffer.
+    NotExportable {
+        /// What was asked for, as `--via` calls it.
+        via: String,
+        /// Each way with its reason, and what to do about it.
+        reasons: Vec<(String, Option<String>)>,
+    },
     /// The device could not be built with these sizes.
     Device {
         /// What the manager said.
@@ -97,6 +104,19 @@ impl fmt::Display for Error {
             Error::Write { path, source } => write!(f, "{path}: cannot be written: {source}"),
             Error::Socket { path, action, source } => write!(f, "could not {action} {path}: {source}"),
             Error::System { action, source } => write!(f, "could not {action}: {source}"),
+            Error::NotExportable { via, reasons } => {
+                match via.as_str() {
+                    "auto" => write!(f, "nothing on this machine exports such a buffer:")?,
+                    via => write!(f, "--via {via}: such a buffer cannot be exported:")?,
+                }
+                for (reason, remedy) in reasons {
+                    write!(f, "\n  {reason}")?;
+                    if let Some(remedy) = remedy {
+                        write!(f, "\n    → {remedy}")?;
+                    }
+                }
+                Ok(())
+            }
             Error::Device { source } => write!(f, "the device cannot be built: {source}"),
         }
     }

@@ -17,3 +17,5 @@ mod nodes;
 mod pattern;
 mod setup;
 mod ttm;
+mod two_processes;
+mod who_imports;

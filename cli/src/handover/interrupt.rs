@@ -71,6 +71,15 @@ impl Interrupt {
         poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
     }
 
+    /// Lets time pass, unless Ctrl-C comes.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn pause(&self, long: Duration) -> Result<()> {
+        // Nothing is asked of the descriptor, so only Ctrl-C and the end of the time wake.
+        self.wait_for(self.event.as_fd(), PollFlags::empty(), Some(long)).map(|_woken| ())
+    }
+
     /// Waits until `fd` is ready for `what`, or has an error that the next call on it will tell.
     ///
     /// # Errors

@@ -158,16 +158,16 @@ impl Peer {
         }
     }
 
-    /// Waits for a message.
+    /// Waits for a message, for as long as it takes without a limit.
     ///
     /// # Errors
     /// Why there is none.
     pub fn receive<M: Message>(
         &self,
         interrupt: &Interrupt,
-        limit: Duration,
+        limit: Option<Duration>,
     ) -> std::result::Result<Incoming<M>, NoMessage> {
-        match interrupt.wait_for(self.fd.as_fd(), PollFlags::IN, Some(limit)).map_err(NoMessage::Failed)? {
+        match interrupt.wait_for(self.fd.as_fd(), PollFlags::IN, limit).map_err(NoMessage::Failed)? {
             Woken::Ready => {}
             Woken::Interrupted => return Err(NoMessage::Interrupted),
             Woken::TimedOut => return Err(NoMessage::TimedOut),
@@ -184,6 +184,12 @@ impl Peer {
         let message = M::decode(&received.bytes).map_err(NoMessage::Refused)?;
         let (descriptors, lost_descriptors) = (received.descriptors, received.lost_descriptors);
         Ok(Incoming { message, descriptors, lost_descriptors })
+    }
+}
+
+impl AsFd for Peer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -52,37 +52,40 @@ impl Moves {
         Some(moves)
     }
 
-    /// Buffers that nobody has seen so far are this one.
+    /// The buffer that was made last is this one. Its last move ends its making; what had to leave for it left before.
     pub fn belong_to(&mut self, buffer: usize) {
-        let known = self.buffers.len();
-        self.follow(Some(buffer));
-        assert_eq!(self.buffers.len(), known + 1, "a new buffer has one place in the kernel");
+        let moved = self.moved();
+        let (address, _) = moved.last().expect("a new buffer is moved to its first place").clone();
+        let known = self.buffers.insert(address, buffer);
+        assert_eq!(known, None, "buffer {buffer} has a place in the kernel that another one has");
+        self.follow(moved, Some(buffer));
     }
 
     /// Follows what has moved since.
     pub fn update(&mut self) {
-        self.follow(None);
+        let moved = self.moved();
+        self.follow(moved, None);
     }
 
-    fn follow(&mut self, newcomer: Option<usize>) {
+    /// Which buffer of the kernel's went where, in order, since this was asked before.
+    fn moved(&self) -> Vec<(String, u32)> {
         let trace = fs::read_to_string(self.tracing.join("trace")).expect("it was writable");
         self.clear();
         assert!(!trace.contains("LOST"), "the kernel had no room for all moves:\n{trace}");
-        for line in trace.lines().filter(|line| line.contains(&self.probe)) {
+        let moves = trace.lines().filter(|line| line.contains(&self.probe)).map(|line| {
             let field = |name| {
                 let (_, rest) = line.split_once(name).unwrap_or_else(|| panic!("no {name} in {line}"));
                 rest.split_whitespace().next().unwrap_or_default()
             };
-            let to: u32 = field(" to=").parse().expect("a number");
-            let buffer = match (self.buffers.get(field(" bo=")), newcomer) {
-                (Some(buffer), _) => *buffer,
-                (None, Some(buffer)) => {
-                    self.buffers.insert(field(" bo=").to_owned(), buffer);
-                    buffer
-                }
-                // Of somebody else: the console.
-                (None, None) => continue,
-            };
+            (field(" bo=").to_owned(), field(" to=").parse().expect("a number"))
+        });
+        moves.collect()
+    }
+
+    fn follow(&mut self, moved: Vec<(String, u32)>, newcomer: Option<usize>) {
+        for (address, to) in moved {
+            // Those of others, of the console, are nobody's here.
+            let Some(buffer) = self.buffers.get(&address).copied() else { continue };
             if to == VRAM {
                 self.inside.insert(buffer);
             } else if self.inside.remove(&buffer) {
