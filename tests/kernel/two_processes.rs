@@ -19,7 +19,7 @@ const DMA_BUFS: &str = "/sys/kernel/debug/dma_buf/bufinfo";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The command, where the guest has it; said loudly where it is not.
-fn command() -> Option<Command> {
+pub fn command() -> Option<Command> {
     let Some(path) = std::env::var_os("DEVPAGEMAP_COMMAND") else {
         assert!(crate::setup::guest().is_none(), "a guest has the command");
         say_loudly("skipped: DEVPAGEMAP_COMMAND does not say where the command is");
@@ -172,6 +172,7 @@ fn a_read_only_buffer_is_read_and_not_answered() {
 
 #[test]
 fn when_the_exporter_is_killed_the_importer_keeps_every_byte_and_the_kernel_keeps_nothing_after_it() {
+    let mut left_over = None;
     for (way, thing) in WAYS {
         let Some(command) = command().filter(|_| need(&[thing, Thing::DmaBufList])) else { continue };
         let mut exporter = Exporter::start(command, "killed", &["--via", way, "--size", "2MiB"]);
@@ -196,5 +197,9 @@ fn when_the_exporter_is_killed_the_importer_keeps_every_byte_and_the_kernel_keep
         the_kernel_has_none(&name);
         // The killed exporter's socket is a left-over, and no obstacle for the next one.
         assert!(exporter.socket.exists(), "{way}: SIGKILL takes nothing away");
+        left_over = Some(exporter.socket.clone());
+    }
+    if let Some(socket) = left_over {
+        std::fs::remove_file(socket).expect("it was left over");
     }
 }

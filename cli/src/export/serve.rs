@@ -102,6 +102,12 @@ impl Server {
     pub fn export(&mut self, via: Via) -> Result<()> {
         let request = devpagemap::ExportRequest { via: via.clone(), read_only: self.read_only };
         let export = self.pages.buffer.export(request).map_err(|error| refused(&via, error))?;
+        // An image may have lines that are longer than what is seen of them.
+        if export.len_bytes() != self.size_bytes {
+            let reason =
+                format!("what {via} makes for this size has {} bytes; ask for those", export.len_bytes());
+            return Err(Error::usage("--size", reason));
+        }
         self.export = Some(export);
         Ok(())
     }
