@@ -103,13 +103,15 @@ pub use events::{Event, Events, PeerReason};
 pub use import::Import;
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
-#[cfg(not(any(loom, shuttle)))]
-pub use share::Offers;
 pub use share::{
     Attachment, GroupAttachment, GroupMap, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer,
     PeerAddr, PeerExtent, PeerMap, PeerMapRequest, RevokeReport,
 };
+#[cfg(not(any(loom, shuttle)))]
+pub use share::{Export, Offers};
 pub use share::{ExportRequest, PassedOver, Via, WhyNot};
+#[cfg(any(loom, shuttle))]
+pub use share::{ExportTable, Kept};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};

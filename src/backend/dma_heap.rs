@@ -7,7 +7,7 @@ use super::DmaBuf;
 use super::exporter::{Abilities, Exporter, Made, Source, Wanted};
 use super::udmabuf::open_device;
 use crate::error::{Error, Result};
-use crate::share::{Via, WhyNot};
+use crate::share::WhyNot;
 use crate::uapi::dma_heap;
 
 /// A heap that is there, whether or not this process may use it.
@@ -35,10 +35,6 @@ impl SystemHeap {
 }
 
 impl Exporter for SystemHeap {
-    fn via(&self) -> Via {
-        Via::DmaHeap
-    }
-
     fn abilities(&self) -> Abilities {
         // A heap does make read-only descriptors, but its memory has no other, so nothing could ever be in it.
         Abilities { in_place: false, max_bytes: i64::MAX as u64, max_runs: usize::MAX, read_only: false }

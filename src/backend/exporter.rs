@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::DmaBuf;
 use crate::error::Result;
-use crate::share::{Via, WhyNot};
+use crate::share::WhyNot;
 
 /// Memory that is to be a dma-buf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +75,6 @@ pub(crate) struct Window {
 
 /// Something of the kernel's that makes dma-bufs.
 pub(crate) trait Exporter: fmt::Debug + Send + Sync {
-    fn via(&self) -> Via;
-
     fn abilities(&self) -> Abilities;
 
     /// Makes a dma-buf, of exactly the size that is wanted unless it is an image.

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::DmaBuf;
 use super::exporter::{Abilities, Exporter, Made, Source, Wanted};
 use crate::error::{Error, Result};
-use crate::share::{Via, WhyNot};
+use crate::share::WhyNot;
 use crate::uapi::udmabuf;
 
 /// Where the limits are.
@@ -33,10 +33,6 @@ impl Udmabuf {
 }
 
 impl Exporter for Udmabuf {
-    fn via(&self) -> Via {
-        Via::Udmabuf
-    }
-
     fn abilities(&self) -> Abilities {
         Abilities {
             in_place: true,

@@ -50,7 +50,7 @@ mod staged;
 
 pub use attachment::Attachment;
 #[cfg(not(any(loom, shuttle)))]
-pub use export::Offers;
+pub use export::{Export, Offers};
 pub use export::{ExportRequest, PassedOver, Via, WhyNot};
 pub use group::{GroupAttachment, GroupMap};
 pub use importer::{Importer, InvalidateReason, Invalidated, Peer};
@@ -59,6 +59,10 @@ pub use peer_map::{PeerAddr, PeerExtent, PeerMap};
 
 pub(crate) use attachment::Peers;
 pub(crate) use explain::Pagemaps;
+#[cfg(any(loom, shuttle))]
+pub use export::{ExportTable, Kept};
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use export::{Exports, Known};
 pub(crate) use pinned::{PinWatch, ShortPins};
 pub(crate) use promote::Promoter;
 pub(crate) use reroute::SharedBuffers;

@@ -5,7 +5,7 @@ use super::prime::GemHandle;
 use super::{dumb, make_of};
 use crate::backend::exporter::{Abilities, Exporter, Made, Source, Wanted};
 use crate::error::Result;
-use crate::share::{Via, WhyNot};
+use crate::share::WhyNot;
 
 /// vgem, open.
 #[derive(Debug)]
@@ -21,10 +21,6 @@ impl Vgem {
 }
 
 impl Exporter for Vgem {
-    fn via(&self) -> Via {
-        Via::Vgem
-    }
-
     fn abilities(&self) -> Abilities {
         Abilities { in_place: false, max_bytes: dumb::MAX_BYTES, max_runs: usize::MAX, read_only: true }
     }

@@ -10,7 +10,7 @@ use super::prime::GemHandle;
 use super::{dumb, make_of};
 use crate::backend::exporter::{Abilities, Exporter, Made, Source, Wanted};
 use crate::error::{Error, Result};
-use crate::share::{Via, WhyNot};
+use crate::share::WhyNot;
 use crate::uapi::virtgpu::{self, Param};
 
 /// A virtio-gpu, open.
@@ -37,10 +37,6 @@ impl VirtioGpu {
 }
 
 impl Exporter for VirtioGpu {
-    fn via(&self) -> Via {
-        Via::VirtioGpu
-    }
-
     fn abilities(&self) -> Abilities {
         let max_bytes = if self.has_blobs { i64::MAX as u64 } else { dumb::MAX_BYTES };
         Abilities { in_place: false, max_bytes, max_runs: usize::MAX, read_only: true }
