@@ -368,7 +368,7 @@ impl Manager {
         stats.window_cpu_held_bytes = windows.cpu_held_bytes;
         stats.reasons.extend(moves.reasons);
         stats.imported_bytes = self.cpu.outside_bytes(OutsideRole::Imported);
-        stats.exported_bytes = self.cpu.outside_bytes(OutsideRole::Exported);
+        stats.export_pages_bytes = self.cpu.outside_bytes(OutsideRole::Exported);
         {
             let state = self.vram.state.lock(&mut held);
             stats.vram_used_bytes = state.used_bytes;

@@ -65,7 +65,7 @@ macro_rules! counters {
             /// Bytes of other people's dma-bufs that are mapped now.
             pub imported_bytes: u64,
             /// Bytes that are mapped now of pages that were made elsewhere so that buffers can be exported.
-            pub exported_bytes: u64,
+            pub export_pages_bytes: u64,
             /// Why a fallback or a move for visibility happened, and how often.
             pub reasons: BTreeMap<String, u64>,
         }

@@ -7,7 +7,7 @@ mod bar;
 mod dma_buf;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
-#[cfg(test)]
+#[cfg(any(test, loom, shuttle))]
 mod memfd_pages;
 mod memory;
 mod outside;
@@ -24,7 +24,7 @@ pub use memory::DeviceMemory;
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;
-#[cfg(test)]
+#[cfg(any(test, loom, shuttle))]
 pub(crate) use memfd_pages::MemfdPages;
 pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};
