@@ -88,7 +88,9 @@ pub use aperture::{BarLimit, OnPressure, P2p, P2pLimits, PressureLevel};
 pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
-pub use backend::{DmaBuf, DmaBufInfo, JobMemory, SoftwareGpu, SoftwareGpuBuilder};
+pub use backend::{
+    Abilities, DmaBuf, DmaBufInfo, HeapFound, JobMemory, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+};
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
 pub use cpu::{AfterLoss, Caching, CpuFaults, CpuMap, CpuMapBuilder};
@@ -105,6 +107,11 @@ pub use share::{
     Attachment, GroupAttachment, GroupMap, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer,
     PeerAddr, PeerExtent, PeerMap, PeerMapRequest, RevokeReport,
 };
+#[cfg(not(any(loom, shuttle)))]
+pub use share::{Export, Offers};
+pub use share::{ExportRequest, PassedOver, Via, WhyNot};
+#[cfg(any(loom, shuttle))]
+pub use share::{ExportTable, Kept};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};

@@ -28,6 +28,8 @@ use crate::import::KnownDmaBufs;
 use crate::outstanding::{Leaving, Outstanding};
 use crate::pagemap::{Revocation, Subscription};
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
+#[cfg(not(any(loom, shuttle)))]
+use crate::share::Exports;
 use crate::share::{Drain, Pagemaps, PinWatch, Promoter, SharedBuffers, ShortPins};
 use crate::stats::{Counters, Reasons, Stats};
 
@@ -61,6 +63,9 @@ pub(crate) struct Manager {
     pub(crate) short_pins: Arc<ShortPins>,
     /// Looks at the clock for `short_pins`. Constant.
     _pin_watch: Arc<PinWatch>,
+    /// What others have as dma-bufs. Its own locks.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) exports: Arc<Exports>,
     /// What the CPU sees. Constant.
     pub(crate) cpu: DeviceMemory,
     /// What the CPU's accesses move. Constant.
@@ -172,6 +177,8 @@ impl Manager {
             shared: SharedBuffers::new(),
             short_pins,
             _pin_watch: pin_watch,
+            #[cfg(not(any(loom, shuttle)))]
+            exports: Exports::new(),
             cpu: parts.cpu,
             vram_caching,
             policy: parts.policy,
@@ -369,6 +376,10 @@ impl Manager {
         stats.reasons.extend(moves.reasons);
         stats.imported_bytes = self.cpu.outside_bytes(OutsideRole::Imported);
         stats.export_pages_bytes = self.cpu.outside_bytes(OutsideRole::Exported);
+        #[cfg(not(any(loom, shuttle)))]
+        {
+            stats.exported_bytes = self.exports.len_bytes();
+        }
         {
             let state = self.vram.state.lock(&mut held);
             stats.vram_used_bytes = state.used_bytes;

@@ -6,6 +6,12 @@ mod bar;
 #[cfg(not(any(loom, shuttle)))]
 mod dma_buf;
 #[cfg(not(any(loom, shuttle)))]
+mod dma_heap;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) mod drm;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) mod exporter;
+#[cfg(not(any(loom, shuttle)))]
 mod jobs;
 #[cfg(any(test, loom, shuttle))]
 mod memfd_pages;
@@ -16,7 +22,16 @@ mod pieces;
 mod software;
 
 #[cfg(not(any(loom, shuttle)))]
+mod udmabuf;
+
+#[cfg(not(any(loom, shuttle)))]
 pub use dma_buf::{DmaBuf, DmaBufInfo};
+#[cfg(not(any(loom, shuttle)))]
+pub use dma_heap::HeapFound;
+#[cfg(not(any(loom, shuttle)))]
+pub use drm::{NodeFound, NodeKind};
+#[cfg(not(any(loom, shuttle)))]
+pub use exporter::Abilities;
 #[cfg(not(any(loom, shuttle)))]
 pub use jobs::JobMemory;
 pub use memory::DeviceMemory;
@@ -24,7 +39,11 @@ pub use memory::DeviceMemory;
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use dma_heap::{SystemHeap, heaps};
 #[cfg(any(test, loom, shuttle))]
 pub(crate) use memfd_pages::MemfdPages;
 pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use udmabuf::Udmabuf;

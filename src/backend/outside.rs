@@ -37,6 +37,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 #[cfg(not(any(loom, shuttle)))]
 use super::DmaBuf;
+#[cfg(not(any(loom, shuttle)))]
+use super::exporter::Window;
 use crate::error::{Error, Result};
 
 /// What outside pages begin at a multiple of.
@@ -57,15 +59,29 @@ pub(crate) enum OutsideFile {
     /// A dma-buf: the CPU says when it begins and ends to use the bytes.
     #[cfg(not(any(loom, shuttle)))]
     DmaBuf(Arc<DmaBuf>),
+    /// A dma-buf that may be read only, and where its driver's node shows the same bytes to be written.
+    #[cfg(not(any(loom, shuttle)))]
+    Window(Window, Arc<DmaBuf>),
     /// A memfd.
     Plain(Arc<OwnedFd>),
 }
 
 impl OutsideFile {
+    /// Where in the file the first byte is.
+    fn offset_bytes(&self) -> u64 {
+        match self {
+            #[cfg(not(any(loom, shuttle)))]
+            OutsideFile::Window(window, _) => window.offset_bytes,
+            _ => 0,
+        }
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             #[cfg(not(any(loom, shuttle)))]
             OutsideFile::DmaBuf(dma_buf) => dma_buf.as_fd(),
+            #[cfg(not(any(loom, shuttle)))]
+            OutsideFile::Window(window, _) => window.device.as_fd(),
             OutsideFile::Plain(file) => file.as_fd(),
         }
     }
@@ -74,6 +90,8 @@ impl OutsideFile {
         match self {
             #[cfg(not(any(loom, shuttle)))]
             OutsideFile::DmaBuf(dma_buf) => MemoryFile::Shared(dma_buf.clone()),
+            #[cfg(not(any(loom, shuttle)))]
+            OutsideFile::Window(window, _) => MemoryFile::Shared(window.device.clone()),
             OutsideFile::Plain(file) => MemoryFile::Shared(file.clone()),
         }
     }
@@ -135,7 +153,7 @@ impl OutsidePages {
     #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn dma_buf(&self) -> Option<&Arc<DmaBuf>> {
         match &self.file {
-            OutsideFile::DmaBuf(dma_buf) => Some(dma_buf),
+            OutsideFile::DmaBuf(dma_buf) | OutsideFile::Window(_, dma_buf) => Some(dma_buf),
             OutsideFile::Plain(_) => None,
         }
     }
@@ -223,7 +241,7 @@ impl OutsideTable {
     /// [`Error::InvalidSize`], [`Error::Io`] when the system does not map them.
     pub(crate) fn map(self: &Arc<Self>, memory: OutsideMemory) -> Result<Arc<OutsidePages>> {
         let OutsideMemory { file, len_bytes, writable, role, keep } = memory;
-        let start = map_file(file.as_fd(), len_bytes, writable)?;
+        let start = map_file(&file, len_bytes, writable)?;
         let at = {
             let mut ranges = self.ranges.lock();
             let at = ranges.next;
@@ -286,7 +304,7 @@ impl OutsideTable {
 
     /// The file that holds these bytes, and where in it.
     pub(super) fn file(&self, at: u64, len_bytes: u64) -> Option<(MemoryFile<'static>, u64)> {
-        self.find(at, len_bytes, |range, offset| (range.file.shared(), offset))
+        self.find(at, len_bytes, |range, offset| (range.file.shared(), range.file.offset_bytes() + offset))
     }
 
     fn find<O>(&self, at: u64, len_bytes: u64, found: impl FnOnce(&Range, u64) -> O) -> Option<O> {
@@ -311,7 +329,7 @@ impl fmt::Debug for OutsideTable {
     }
 }
 
-fn map_file(file: BorrowedFd<'_>, len_bytes: u64, writable: bool) -> Result<NonNull<u8>> {
+fn map_file(file: &OutsideFile, len_bytes: u64, writable: bool) -> Result<NonNull<u8>> {
     let io = |errno| Error::io("map outside pages", len_bytes, errno);
     let len = match usize::try_from(len_bytes) {
         Ok(len) if len > 0 && len_bytes.is_multiple_of(PAGE_BYTES) => len,
@@ -323,7 +341,9 @@ fn map_file(file: BorrowedFd<'_>, len_bytes: u64, writable: bool) -> Result<NonN
     let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
     // SAFETY: a new mapping at an address of the kernel's choice. Other processes may have the same pages, which is why nobody makes a
     // reference to them.
-    let start = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file, 0) }.map_err(io)?;
+    let start =
+        unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file.as_fd(), file.offset_bytes()) }
+            .map_err(io)?;
     NonNull::new(start.cast::<c_void>()).map(NonNull::cast).ok_or_else(|| io(Errno::NOMEM))
 }
 

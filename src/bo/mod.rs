@@ -3,6 +3,7 @@
 mod cpu_hint;
 mod evacuate;
 mod evict;
+mod exported;
 mod gtt;
 mod homes;
 mod make_way;

@@ -49,6 +49,9 @@ pub(crate) struct BufferObject {
     pub(crate) evictions: AtomicU64,
     /// How many maps keep it where it is. Raised under the reservation, lowered anywhere.
     pub(crate) holds: AtomicUsize,
+    /// How many of its dma-bufs somebody outside may have: one, but for the instant in which one is let go of. Raised under the
+    /// reservation, lowered anywhere.
+    pub(crate) exports: AtomicUsize,
     /// See [`WeakBuffer`](super::WeakBuffer).
     #[cfg(any(loom, shuttle))]
     pub(crate) watched: Arc<devpagemap_fence::sync::atomic::AtomicUsize>,
@@ -75,6 +78,9 @@ pub(crate) struct BoState {
     pub(crate) peers: Peers,
     /// Where the BAR shows parts of `resource`.
     pub(crate) windows: BufferWindows,
+    /// The dma-buf that it is, or was last.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) exported: Option<crate::share::Known>,
     /// The CPU mappings that show its bytes.
     pub(crate) followers: Followers,
     /// The dma-buf whose reservation object hears of its fences, and whose fences it hears of; none while nobody outside has it.
@@ -136,6 +142,11 @@ impl BufferObject {
     pub(crate) fn caching(&self) -> Caching {
         self.caching
     }
+
+    /// Whether somebody outside may have it as a dma-buf.
+    pub(crate) fn is_exported(&self) -> bool {
+        self.exports.load(Ordering::Acquire) > 0
+    }
 }
 
 impl std::fmt::Debug for BufferObject {
@@ -195,10 +206,14 @@ impl Drop for BufferObject {
 #[derive(Clone, Debug)]
 pub struct Buffer(pub(crate) Arc<BufferObject>);
 
-#[cfg(any(loom, shuttle))]
 impl Drop for Buffer {
     fn drop(&mut self) {
+        #[cfg(any(loom, shuttle))]
         self.0.watched.fetch_add(1, devpagemap_fence::sync::atomic::Ordering::AcqRel);
+        #[cfg(not(any(loom, shuttle)))]
+        if self.0.is_exported() {
+            self.0.manager.exports.poke();
+        }
     }
 }
 
@@ -382,6 +397,7 @@ impl BufferBuilder {
             imported,
             evictions: AtomicU64::new(0),
             holds: AtomicUsize::new(0),
+            exports: AtomicUsize::new(0),
             #[cfg(any(loom, shuttle))]
             watched: Arc::default(),
             reservation: Reservation::new(state),

@@ -86,7 +86,7 @@ impl Transaction<'_, '_, '_> {
         let in_vram = buffer.may_be_reached_in_vram(wish.caching);
         let is_new = self.resource(slot).is_none();
         let fell_back = match self.manager.cpu_access {
-            _ if self.stays_outside(slot) || !in_vram && self.is_in_system_memory(slot) => None,
+            _ if self.stays_for_outsiders(slot) || !in_vram && self.is_in_system_memory(slot) => None,
             _ if !in_vram => self.reach_in_system_memory(slot, &buffer, Away::ForCpu).map(|()| None)?,
             CpuAccess::Visible => {
                 let in_sight = self.in_sight(&buffer).map_or(Cow::Borrowed(buffer.placement()), Cow::Owned);
@@ -210,7 +210,7 @@ impl Transaction<'_, '_, '_> {
     /// As [`Transaction::validate`].
     pub(crate) fn validate_for_gpu(&mut self, slot: Slot) -> Result<()> {
         let buffer = self.exec.set().arc(slot);
-        if self.stays_outside(slot) {
+        if self.stays_for_outsiders(slot) {
             self.exec.set().state(slot).check_not_lost()?;
             return self.reserve_fences(slot, FENCES_PER_BUFFER);
         }

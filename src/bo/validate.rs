@@ -281,7 +281,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
             return Ok(Found::SamePages(region));
         }
         let (_, mut held) = self.exec.split();
-        self.manager.system.take(buffer.footprint_bytes, &mut held, |state, taken| {
+        self.manager.take_pages(buffer.footprint_bytes, &mut held, |state, taken| {
             let node = state.enter(region, buffer);
             let after = taken.after();
             Found::Memory(Resource::new(region, taken.spans, node), after)
@@ -300,7 +300,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         }
     }
 
-    fn give_up_gtt(&mut self, buffer: &Arc<BufferObject>) {
+    pub(super) fn give_up_gtt(&mut self, buffer: &Arc<BufferObject>) {
         let (_, mut held) = self.exec.split();
         self.manager.system.state.lock(&mut held).give_up_gtt(buffer.footprint_bytes);
     }

@@ -80,8 +80,8 @@ impl KnownDmaBufs {
             let mut table = self.0.lock();
             match find(&table, inode) {
                 Found::Buffer(buffer) => return Ok(Here::Already(buffer)),
-                Found::Dying if !mutant!("a_dying_import_is_unknown") => {}
-                Found::Nothing | Found::Dying => {
+                Found::Dying => {}
+                Found::Nothing => {
                     prune(&mut table);
                     let before = table.insert(inode, Known::Here(WeakBuffer::of(&new.0), new.id()));
                     drop(table);
@@ -131,7 +131,11 @@ impl KnownDmaBufs {
 fn find(table: &HashMap<u64, Known>, inode: u64) -> Found {
     match table.get(&inode) {
         None | Some(Known::Leaving(_)) => Found::Nothing,
-        Some(Known::Here(buffer, _)) => buffer.upgrade().map_or(Found::Dying, Found::Buffer),
+        Some(Known::Here(buffer, _)) => match buffer.upgrade() {
+            Some(buffer) => Found::Buffer(buffer),
+            None if mutant!("a_dying_import_is_unknown") => Found::Nothing,
+            None => Found::Dying,
+        },
     }
 }
 
