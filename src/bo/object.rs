@@ -366,15 +366,22 @@ impl BufferBuilder {
         Ok(self.build(footprint_bytes, placement, None, BoState::default()))
     }
 
-    /// Creates a buffer that is all of somebody else's `pages`, for good. Nobody knows yet that it is there.
+    /// Creates a buffer that is all of somebody else's `pages`, for good, and hears of their fences through `across`. Nobody knows yet that
+    /// it is there.
     ///
     /// # Errors
     /// [`Error::InvalidSize`].
-    pub(crate) fn create_in(self, pages: &Arc<OutsidePages>, imported: Imported) -> Result<Buffer> {
+    pub(crate) fn create_in(
+        self,
+        pages: &Arc<OutsidePages>,
+        imported: Imported,
+        across: Option<Arc<Across>>,
+    ) -> Result<Buffer> {
         let footprint_bytes = checked_footprint(self.size.as_bytes())?;
         let placement = Placement::new(vec![Place::GTT])?;
         let resource = Some(Resource::in_outside(pages, footprint_bytes));
-        Ok(self.build(footprint_bytes, placement, Some(imported), BoState { resource, ..BoState::default() }))
+        let state = BoState { resource, across, ..BoState::default() };
+        Ok(self.build(footprint_bytes, placement, Some(imported), state))
     }
 
     fn build(

@@ -130,6 +130,7 @@ impl Import {
         }
         let writable = foreign.writable && wanted != Wanted::Reads;
         let keep = Box::new(client.imports().charge(foreign.len_bytes)?);
+        let across = foreign.file.across(&manager);
         let pages = manager.cpu.map_outside(OutsideMemory {
             file: foreign.file,
             len_bytes: foreign.len_bytes,
@@ -142,7 +143,7 @@ impl Import {
         if let Some(name) = name {
             new = new.name(name);
         }
-        let new = new.create_in(&pages, Imported { inode, writable })?;
+        let new = new.create_in(&pages, Imported { inode, writable }, across)?;
         match manager.known_dma_bufs.enter(inode, &new)? {
             Here::Already(here) => check_known(here, wanted, wanted_bytes),
             Here::New => {
