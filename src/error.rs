@@ -183,6 +183,16 @@ pub enum Error {
         /// What it is.
         is: &'static str,
     },
+    /// A descriptor of something else where a sync_file is needed.
+    NotASyncFile {
+        /// The descriptor.
+        fd: i32,
+    },
+    /// Nothing on this machine makes kernel fences that a program signals.
+    NoKernelFences {
+        /// What was looked for, and why each will not do.
+        why: Arc<str>,
+    },
     /// A number where a descriptor is needed, with no open file behind it.
     ClosedFd {
         /// The number.
@@ -324,6 +334,10 @@ impl fmt::Display for Error {
             Error::Revoked { what, why } => write!(f, "{what} was revoked: {why}"),
             Error::DeviceLost => write!(f, "the device is lost"),
             Error::NotADmaBuf { fd, is } => write!(f, "descriptor {fd} is no dma-buf but {is}"),
+            Error::NotASyncFile { fd } => write!(f, "descriptor {fd} is no sync_file"),
+            Error::NoKernelFences { why } => {
+                write!(f, "nothing on this machine makes kernel fences that a program signals: {why}")
+            }
             Error::ClosedFd { fd } => write!(f, "there is no open file behind descriptor {fd}"),
             Error::DmaBufTooSmall { len_bytes, wanted_bytes } => {
                 write!(f, "the dma-buf has {len_bytes} bytes, and {wanted_bytes} are needed")

@@ -115,6 +115,10 @@ pub use share::{ExportTable, Kept};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};
+#[cfg(not(any(loom, shuttle)))]
+pub use sync_file::FenceSource;
+#[cfg(any(loom, shuttle))]
+pub use sync_file::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved};
 pub use unplug::{Revoke, Unplug, VramContents};
 
 pub use devpagemap_fence as fence;

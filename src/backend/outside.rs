@@ -40,8 +40,6 @@ use super::DmaBuf;
 #[cfg(not(any(loom, shuttle)))]
 use super::exporter::Window;
 use crate::error::{Error, Result};
-use crate::manager::Manager;
-use crate::sync_file::Across;
 
 /// What outside pages begin at a multiple of.
 const BASE_ALIGN_BYTES: u64 = 1 << 30;
@@ -75,20 +73,6 @@ impl OutsideFile {
             #[cfg(not(any(loom, shuttle)))]
             OutsideFile::Window(window, _) => window.offset_bytes,
             _ => 0,
-        }
-    }
-
-    /// Where its fences and a buffer's meet.
-    pub(crate) fn across(&self, manager: &Manager) -> Option<Arc<Across>> {
-        match self {
-            #[cfg(not(any(loom, shuttle)))]
-            OutsideFile::DmaBuf(dma_buf) | OutsideFile::Window(_, dma_buf) => {
-                Some(Across::new(dma_buf.clone(), manager))
-            }
-            OutsideFile::Plain(_) => {
-                let _nobody_hears_of_fences = manager;
-                None
-            }
         }
     }
 

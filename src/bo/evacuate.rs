@@ -94,6 +94,7 @@ impl Transaction<'_, '_, '_> {
         let Found::Memory(new, after) = self.take_system(slot, &buffer, RegionKind::System)? else {
             unreachable!("the buffer is in VRAM");
         };
+        self.try_to_announce_move(slot);
         // From here on nothing fails.
         self.reason = InvalidateReason::Revoked;
         self.end_pinned_mappings(slot);

@@ -21,6 +21,7 @@ use crate::manager::Manager;
 use crate::region::{RegionKind, Resource};
 use crate::share::Peers;
 use crate::size::Size;
+use crate::submit::Access;
 use crate::sync_file::Across;
 
 /// What the manager keeps of a buffer.
@@ -270,12 +271,13 @@ impl Buffer {
         self.0.reservation.fences(Usage::Read)
     }
 
-    /// Waits until all work on this buffer is done.
+    /// Waits until all work on this buffer is done, that of other drivers included who share it.
     ///
     /// # Errors
     /// [`Error::FenceFailed`] when work that was still outstanding failed, or a move has lost the bytes.
     pub fn wait(&self) -> Result<()> {
         self.0.manager.wait(&self.0.reservation.fences(Usage::Read))?;
+        self.wait_for_others(Access::Write)?;
         self.0.reservation.lock(&mut Held::enter()).check_not_lost()
     }
 
@@ -366,21 +368,15 @@ impl BufferBuilder {
         Ok(self.build(footprint_bytes, placement, None, BoState::default()))
     }
 
-    /// Creates a buffer that is all of somebody else's `pages`, for good, and hears of their fences through `across`. Nobody knows yet that
-    /// it is there.
+    /// Creates a buffer that is all of somebody else's `pages`, for good. Nobody knows yet that it is there.
     ///
     /// # Errors
     /// [`Error::InvalidSize`].
-    pub(crate) fn create_in(
-        self,
-        pages: &Arc<OutsidePages>,
-        imported: Imported,
-        across: Option<Arc<Across>>,
-    ) -> Result<Buffer> {
+    pub(crate) fn create_in(self, pages: &Arc<OutsidePages>, imported: Imported) -> Result<Buffer> {
         let footprint_bytes = checked_footprint(self.size.as_bytes())?;
         let placement = Placement::new(vec![Place::GTT])?;
         let resource = Some(Resource::in_outside(pages, footprint_bytes));
-        let state = BoState { resource, across, ..BoState::default() };
+        let state = BoState { resource, ..BoState::default() };
         Ok(self.build(footprint_bytes, placement, Some(imported), state))
     }
 

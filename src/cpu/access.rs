@@ -7,7 +7,7 @@
 use std::ptr::NonNull;
 
 use devpagemap_fence::sync::mutant;
-use devpagemap_fence::{FenceSet, Held, Locked, Usage, levels};
+use devpagemap_fence::{Fence, FenceSet, Held, Locked, Usage, levels};
 use devpagemap_migrate::{Extent, ExtentList, MemoryMap};
 
 use super::bracket::{self, Bracket, Missing};
@@ -15,11 +15,14 @@ use super::windowed::Piece;
 use crate::backend::{DeviceMemory, gather, scatter};
 use crate::bo::{BoState, Buffer, Placement};
 use crate::error::{Error, Result};
+use crate::submit::Access;
 
 /// Why the CPU may not use a buffer's bytes just now.
 enum NotYet {
     /// Others use them.
     Busy(FenceSet),
+    /// Other drivers do.
+    Theirs(Fence),
     /// The kernel has not been told.
     Unannounced(Missing),
 }
@@ -115,6 +118,7 @@ impl Buffer {
         mut body: impl FnMut(&mut BoState, &mut Held<'_, levels::Tickets>) -> Result<O>,
     ) -> Result<O> {
         let mut bracket: Option<Bracket> = None;
+        let access = if usage == Usage::Write { Access::Read } else { Access::Write };
         loop {
             let not_yet = {
                 let (_pass, reach) = self.0.manager.enter()?;
@@ -126,12 +130,13 @@ impl Buffer {
                 let outstanding = state.fences(usage);
                 if outstanding.is_signaled() || mutant!("cpu_does_not_wait_for_moves") {
                     state.check_not_lost()?;
-                    match bracket::missing(&state, bracket.as_ref()) {
-                        None => {
+                    match (state.hear(access)?, bracket::missing(&state, bracket.as_ref())) {
+                        (None, None) => {
                             let (state, mut held) = state.split();
                             return body(state, &mut held);
                         }
-                        Some(missing) => NotYet::Unannounced(missing),
+                        (Some(theirs), _) => NotYet::Theirs(theirs),
+                        (None, Some(missing)) => NotYet::Unannounced(missing),
                     }
                 } else {
                     NotYet::Busy(outstanding)
@@ -140,6 +145,8 @@ impl Buffer {
             drop(bracket.take());
             match not_yet {
                 NotYet::Unannounced(missing) => bracket = Some(missing.begin(usage)?),
+                // Nobody else hears how that ended.
+                NotYet::Theirs(theirs) => self.0.manager.wait(&theirs.into())?,
                 // How that work ended is for whoever holds its fence; what counts here is that it has ended.
                 NotYet::Busy(outstanding) => drop(self.0.manager.wait(&outstanding)),
             }

@@ -18,6 +18,7 @@ use crate::bo::{Buffer, CpuWish, WeakBuffer};
 use crate::error::{Error, Result};
 use crate::region::{Resource, bytes_of, pages_of};
 use crate::stats::Counters;
+use crate::submit::Access;
 
 /// A buffer, or a part of it, mapped for the CPU. The address stays while the buffer moves; nothing is pinned, unless the map was
 /// [made so](CpuMapBuilder::pinned) or the kernel offers nothing better (see [`CpuFaults`](crate::CpuFaults)).
@@ -295,6 +296,7 @@ impl CpuMap {
             Ok(transaction.exec.set().state(slot).arrival.clone())
         })?;
         self.buffer.0.manager.wait(&arrival)?;
+        self.buffer.wait_for_others(if self.writable { Access::Write } else { Access::Read })?;
         self.announce()?;
         self.mapping.point_all(&mut Held::enter());
         self.populate_windows()
@@ -357,6 +359,7 @@ impl CpuMap {
     fn settle_down(&self) -> Result<()> {
         // How that work ended is for whoever holds its fence.
         let _submitters_business = self.buffer.0.manager.wait(&self.buffer.fences());
+        self.buffer.wait_for_others(if self.writable { Access::Write } else { Access::Read })?;
         {
             let mut held = Held::enter();
             self.buffer.0.reservation.lock(&mut held).check_not_lost()?;

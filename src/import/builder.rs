@@ -12,7 +12,9 @@ use crate::size::Size;
 use crate::stats::Counters;
 
 #[cfg(not(any(loom, shuttle)))]
-use crate::backend::DmaBuf;
+use crate::{backend::DmaBuf, sync_file::Across};
+#[cfg(not(any(loom, shuttle)))]
+use devpagemap_fence::Held;
 
 /// A file of somebody else's bytes, which has been looked at.
 pub(crate) struct Foreign {
@@ -130,7 +132,6 @@ impl Import {
         }
         let writable = foreign.writable && wanted != Wanted::Reads;
         let keep = Box::new(client.imports().charge(foreign.len_bytes)?);
-        let across = foreign.file.across(&manager);
         let pages = manager.cpu.map_outside(OutsideMemory {
             file: foreign.file,
             len_bytes: foreign.len_bytes,
@@ -143,7 +144,12 @@ impl Import {
         if let Some(name) = name {
             new = new.name(name);
         }
-        let new = new.create_in(&pages, Imported { inode, writable }, across)?;
+        let new = new.create_in(&pages, Imported { inode, writable })?;
+        #[cfg(not(any(loom, shuttle)))]
+        if let Some(dma_buf) = pages.dma_buf() {
+            let across = Across::new(dma_buf.clone(), &manager);
+            new.0.reservation.lock(&mut Held::enter()).across = Some(across);
+        }
         match manager.known_dma_bufs.enter(inode, &new)? {
             Here::Already(here) => check_known(here, wanted, wanted_bytes),
             Here::New => {

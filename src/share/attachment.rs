@@ -211,7 +211,11 @@ impl Attachment {
         let mut held = Held::enter();
         let mut state = self.buffer.0.reservation.lock(&mut held);
         state.reserve_fences(1)?;
+        let announced = state.announce(access)?;
         state.add_fence(fence.clone(), access.usage());
+        if let Some(announced) = announced {
+            announced.arm(&FenceSet::from(fence.clone()));
+        }
         if access == Access::Write {
             state.peers.is_written();
         }

@@ -285,6 +285,7 @@ impl Transaction<'_, '_, '_> {
         }
         self.note_peer_use(slot, mapped);
         let Some(copy) = mapped.copy() else {
+            self.hear(slot, access)?;
             let mut after = self.exec.set().fences(slot, Usage::waits_for(access == Access::Write));
             after.merge(map.after());
             return Ok(after);
@@ -322,7 +323,11 @@ impl Transaction<'_, '_, '_> {
     /// An importer uses the buffer's own bytes until `fence` has signalled.
     fn add_use(&mut self, slot: Slot, mapped: &Mapped, access: Access, fence: &Fence) -> Result<()> {
         self.exec.set_mut().reserve_fences(slot, 1)?;
+        let announced = self.exec.set().state(slot).announce(access)?;
         self.exec.set_mut().add_fence(slot, fence.clone(), access.usage());
+        if let Some(announced) = announced {
+            announced.arm(&FenceSet::from(fence.clone()));
+        }
         if access == Access::Write {
             self.note_write(slot);
             self.note_peer_write(slot, mapped);

@@ -40,6 +40,7 @@ impl Transaction<'_, '_, '_> {
         }
         self.check_not_pinned(slot, &buffer)?;
         self.reserve_fences(slot, FENCES_PER_BUFFER)?;
+        self.announce_move(slot)?;
         let resource = Resource::in_outside(pages, wanted_bytes);
         self.move_bytes(slot, &buffer, resource, FenceSet::new());
         Ok(())
@@ -60,6 +61,7 @@ impl Transaction<'_, '_, '_> {
         let buffer = self.exec.set().arc(slot);
         self.exec.set().state(slot).check_not_lost()?;
         self.reserve_fences(slot, FENCES_PER_BUFFER)?;
+        self.announce_move(slot)?;
         let found = self.take_system(slot, &buffer, RegionKind::System)?;
         self.move_to(slot, &buffer, found);
         Ok(true)
