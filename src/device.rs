@@ -17,6 +17,7 @@ use crate::cpu::CpuFaults;
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::Result;
 use crate::events::Events;
+use crate::import::Import;
 use crate::manager::{Manager, Parts};
 use crate::pagemap::{Owner, Pagemap, Phase, Registry};
 use crate::region::{StagingPages, SystemRegion, VramRegion};
@@ -31,7 +32,7 @@ use crate::unplug::{Revoke, Unplug};
 use crate::{
     backend::DmaBuf,
     error::Error,
-    import::{Foreign, Import},
+    import::Foreign,
     sync_file::{FenceSource, Machine},
 };
 
@@ -129,6 +130,12 @@ impl<D: Driver> Device<D> {
         Error: From<F::Error>,
     {
         Import::new(&self.manager, dma_buf.try_into().map(Foreign::from).map_err(Error::from))
+    }
+
+    /// Imports a page of somebody else's that is known by `inode`, as a model has it.
+    #[cfg(any(loom, shuttle))]
+    pub fn import_page(&self, inode: u64) -> Import {
+        Import::of_page(&self.manager, inode)
     }
 
     /// A new client, on whose account buffers can be; `name` is for people.

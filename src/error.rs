@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use devpagemap_fence::{FenceError, LockError, SlotsExhausted};
 
-#[cfg(not(any(loom, shuttle)))]
 use rustix::io::Errno;
 
 use crate::aperture::{BarAddr, BarLimit};
@@ -396,7 +395,6 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-#[cfg(not(any(loom, shuttle)))]
 impl Error {
     /// The system refused something that is about `bytes`.
     pub(crate) fn io(action: &'static str, bytes: u64, errno: Errno) -> Error {
@@ -407,11 +405,13 @@ impl Error {
     }
 
     /// The system refused something that is about a descriptor.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn of_descriptor(action: &'static str, errno: Errno) -> Error {
         Error::io(action, 0, errno)
     }
 
     /// The system refused to open a file or a device.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn of_path(action: &'static str, path: &str, errno: Errno) -> Error {
         match errno {
             Errno::ACCESS | Errno::PERM => Error::NoRights { path: path.into(), action },

@@ -1,10 +1,13 @@
-//! Outside pages for tests: a memfd instead of somebody else's dma-buf.
+//! Outside pages for tests and models: a memfd instead of somebody else's dma-buf.
 
-use std::fs::{File, read_to_string};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(test)]
+use std::{
+    fs::{File, read_to_string},
+    os::unix::fs::FileExt,
+};
 
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 
@@ -14,6 +17,7 @@ use crate::import::Foreign;
 /// A file in memory that others could have too.
 pub(crate) struct MemfdPages {
     file: Arc<OwnedFd>,
+    #[cfg(test)]
     name: String,
     len_bytes: u64,
 }
@@ -24,7 +28,12 @@ impl MemfdPages {
         let name = format!("outside-test-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let file = memfd_create(name.as_str(), MemfdFlags::CLOEXEC).expect("a memfd");
         ftruncate(&file, len_bytes).expect("its size");
-        MemfdPages { file: Arc::new(file), name, len_bytes }
+        MemfdPages {
+            file: Arc::new(file),
+            #[cfg(test)]
+            name,
+            len_bytes,
+        }
     }
 
     /// To be mapped as pages of an export. `keep` is dropped with them.
@@ -43,7 +52,10 @@ impl MemfdPages {
         let inode = fstat(&self.file).expect("it is open").st_ino;
         Foreign { file: OutsideFile::Plain(self.file.clone()), inode, len_bytes: self.len_bytes, writable }
     }
+}
 
+#[cfg(test)]
+impl MemfdPages {
     /// What others see.
     pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];

@@ -13,7 +13,7 @@ pub(crate) mod drm;
 pub(crate) mod exporter;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
-#[cfg(test)]
+#[cfg(any(test, loom, shuttle))]
 mod memfd_pages;
 mod memory;
 mod outside;
@@ -44,7 +44,7 @@ pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 pub(crate) use arena::Arena;
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use dma_heap::{SystemHeap, heaps};
-#[cfg(test)]
+#[cfg(any(test, loom, shuttle))]
 pub(crate) use memfd_pages::MemfdPages;
 pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Outside};
 use devpagemap_migrate::{MemoryFile, SysAddr};
 use rustix::io::Errno;
@@ -256,6 +257,9 @@ impl OutsideTable {
 
     /// A buffer has left `pages`, and uses them until `fences` have signalled.
     pub(crate) fn retire(self: &Arc<Self>, pages: Arc<OutsidePages>, fences: FenceSet) {
+        if mutant!("pages_go_before_their_fences") {
+            return drop(pages);
+        }
         let id = self.next_leaving.fetch_add(1, Ordering::Relaxed);
         let pages: LeftPages = Arc::new(Outside::new("outside pages that left", Some(pages)));
         self.leaving.lock().insert(id, Leaving { fences: fences.clone(), pages: pages.clone() });

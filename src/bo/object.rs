@@ -376,7 +376,8 @@ impl BufferBuilder {
         let footprint_bytes = checked_footprint(self.size.as_bytes())?;
         let placement = Placement::new(vec![Place::GTT])?;
         let resource = Some(Resource::in_outside(pages, footprint_bytes));
-        Ok(self.build(footprint_bytes, placement, Some(imported), BoState { resource, ..BoState::default() }))
+        let state = BoState { resource, ..BoState::default() };
+        Ok(self.build(footprint_bytes, placement, Some(imported), state))
     }
 
     fn build(

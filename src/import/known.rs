@@ -27,10 +27,21 @@ pub(crate) struct KnownDmaBufs(Outside<HashMap<u64, Known>>);
 
 #[derive(Debug)]
 enum Known {
-    /// A buffer has its bytes there; its id.
-    Here(WeakBuffer, u64),
+    /// A buffer has its bytes there.
+    Here {
+        buffer: WeakBuffer,
+        id: u64,
+        /// How often it is exported: once, but for the instant in which one export is let go of and the next is there.
+        exports: usize,
+    },
     /// It is gone, and what it was used for is not over.
     Leaving(FenceSet),
+}
+
+impl Known {
+    fn here(buffer: &Buffer) -> Known {
+        Known::Here { buffer: WeakBuffer::of(&buffer.0), id: buffer.id(), exports: 0 }
+    }
 }
 
 /// What is behind a dma-buf.
@@ -80,10 +91,10 @@ impl KnownDmaBufs {
             let mut table = self.0.lock();
             match find(&table, inode) {
                 Found::Buffer(buffer) => return Ok(Here::Already(buffer)),
-                Found::Dying if !mutant!("a_dying_import_is_unknown") => {}
-                Found::Nothing | Found::Dying => {
+                Found::Dying => {}
+                Found::Nothing => {
                     prune(&mut table);
-                    let before = table.insert(inode, Known::Here(WeakBuffer::of(&new.0), new.id()));
+                    let before = table.insert(inode, Known::here(new));
                     drop(table);
                     if let Some(Known::Leaving(fences)) = before
                         && !mutant!("users_before_an_import_are_forgotten")
@@ -99,27 +110,32 @@ impl KnownDmaBufs {
         }
     }
 
-    /// Notes that the dma-buf `inode` is an export of `buffer`, which the export keeps alive until it [forgets](KnownDmaBufs::forget) it.
+    /// Notes that the dma-buf `inode` is an export of `buffer`, which the export keeps alive until it [forgets](KnownDmaBufs::forget_export) it.
     pub(crate) fn enter_export(&self, inode: u64, buffer: &Buffer) {
         let mut table = self.0.lock();
         prune(&mut table);
-        let before = table.insert(inode, Known::Here(WeakBuffer::of(&buffer.0), buffer.id()));
-        debug_assert!(
-            !matches!(before, Some(Known::Here(_, id)) if id != buffer.id()),
-            "inode {inode} has two buffers"
-        );
+        match table.entry(inode).or_insert_with(|| Known::here(buffer)) {
+            Known::Here { id, exports, .. } if *id == buffer.id() => *exports += 1,
+            other => debug_assert!(false, "inode {inode} is exported, and {other:?}"),
+        }
     }
 
     /// The export is over: nobody has the dma-buf any more.
-    pub(crate) fn forget(&self, inode: u64) {
-        self.0.lock().remove(&inode);
+    pub(crate) fn forget_export(&self, inode: u64) {
+        let mut table = self.0.lock();
+        if let Some(Known::Here { exports, .. }) = table.get_mut(&inode) {
+            *exports -= 1;
+            if *exports == 0 {
+                table.remove(&inode);
+            }
+        }
     }
 
     /// The buffer `id` is gone, and its bytes are in use until `fences` have signalled.
     pub(crate) fn leave(&self, inode: u64, id: u64, fences: FenceSet) {
         let mut table = self.0.lock();
         match table.get(&inode) {
-            Some(Known::Here(_, entered)) if *entered == id => {}
+            Some(Known::Here { id: entered, .. }) if *entered == id => {}
             // It was never entered, as another was there.
             _ => return,
         }
@@ -131,13 +147,17 @@ impl KnownDmaBufs {
 fn find(table: &HashMap<u64, Known>, inode: u64) -> Found {
     match table.get(&inode) {
         None | Some(Known::Leaving(_)) => Found::Nothing,
-        Some(Known::Here(buffer, _)) => buffer.upgrade().map_or(Found::Dying, Found::Buffer),
+        Some(Known::Here { buffer, .. }) => match buffer.upgrade() {
+            Some(buffer) => Found::Buffer(buffer),
+            None if mutant!("a_dying_import_is_unknown") => Found::Nothing,
+            None => Found::Dying,
+        },
     }
 }
 
 fn prune(table: &mut HashMap<u64, Known>) {
     table.retain(|_, known| match known {
-        Known::Here(..) => true,
+        Known::Here { .. } => true,
         Known::Leaving(fences) => !fences.is_signaled(),
     });
 }

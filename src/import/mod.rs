@@ -12,6 +12,8 @@
 mod budget;
 mod builder;
 mod known;
+#[cfg(any(loom, shuttle))]
+mod model;
 #[cfg(test)]
 mod tests;
 

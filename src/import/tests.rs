@@ -176,7 +176,7 @@ fn the_export_of_a_buffer_is_that_buffer_until_it_is_over() {
     let too_many = import(&device, &memfd).at_least(Size::bytes(LEN)).create();
     let refused = Error::DmaBufTooSmall { len_bytes: LEN - 100, wanted_bytes: LEN };
     assert_eq!(too_many.expect_err("the buffer is smaller than its pages"), refused);
-    exported.0.manager.known_dma_bufs.forget(inode);
+    exported.0.manager.known_dma_bufs.forget_export(inode);
     assert!(import(&device, &memfd).create().expect("it is nobody's now").is_imported());
 }
 

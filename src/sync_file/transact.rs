@@ -115,13 +115,12 @@ impl Transaction<'_, '_, '_> {
     }
 
     /// Nobody outside has the dma-buf any more. What others still do to the bytes protects them as long as it takes.
-    ///
-    /// # Errors
-    /// What the kernel says; nothing has changed.
-    pub(crate) fn end_crossing(&mut self, slot: Slot) -> Result<()> {
-        self.hear(slot, Access::Write)?;
+    pub(crate) fn end_crossing(&mut self, slot: Slot) {
+        if let Err(error) = self.hear(slot, Access::Write) {
+            tracing::error!(%error, "whether others still use a buffer that nobody has any more is not known");
+            self.manager.crossing.count(&format!("fences: others could not be asked at the end: {error}"));
+        }
         self.exec.set_mut().state_mut(slot).across = None;
-        Ok(())
     }
 
     /// Has the buffer in `slot` wait for what others do that such an access has to wait for. Returns that.

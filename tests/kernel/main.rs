@@ -13,11 +13,13 @@
 //! - What a guest is to say about the kernel and the processor: [`setup::guest`].
 
 mod doctor;
+mod fences;
 mod liars;
 mod nodes;
 #[path = "../setup/pattern.rs"]
 mod pattern;
 mod setup;
+mod stranger;
 mod ttm;
 mod two_processes;
 mod who_imports;

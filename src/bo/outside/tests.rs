@@ -83,7 +83,7 @@ fn bytes_from_every_region_arrive_in_outside_pages() {
         assert_holds(&buffer, &bytes);
         let stats = device.stats();
         let used =
-            (stats.vram_used_bytes, stats.gtt_used_bytes, stats.system_used_bytes, stats.exported_bytes);
+            (stats.vram_used_bytes, stats.gtt_used_bytes, stats.system_used_bytes, stats.export_pages_bytes);
         assert_eq!((buffer.region(), used), (Some(RegionKind::Gtt), (0, 0, 0, 4 * PAGE)));
     }
 }
@@ -140,7 +140,7 @@ fn a_buffer_that_nobody_keeps_outside_goes_to_vram_with_the_next_job() {
     buffer.place_now().expect("there is room");
     assert_eq!(buffer.region(), Some(RegionKind::Vram));
     device.wait_idle();
-    assert_eq!((device.stats().exported_bytes, memfd.mappings()), (0, 0));
+    assert_eq!((device.stats().export_pages_bytes, memfd.mappings()), (0, 0));
     assert_holds(&buffer, &bytes);
 }
 
@@ -154,7 +154,7 @@ fn a_buffer_leaves_outside_pages_for_the_arena_and_is_evicted_and_counted_like_a
     buffer.place_now().expect("there is room");
     device.wait_idle();
     let stats = device.stats();
-    assert_eq!((stats.gtt_used_bytes, stats.exported_bytes, memfd.mappings()), (4 * PAGE, 0, 0));
+    assert_eq!((stats.gtt_used_bytes, stats.export_pages_bytes, memfd.mappings()), (4 * PAGE, 0, 0));
     assert_holds(&buffer, &bytes);
     let rest = device.buffer(Size::mib(4)).prefer(Place::GTT).create().expect("a buffer");
     rest.place_now().expect("the other makes way");
@@ -204,7 +204,7 @@ fn outside_pages_are_no_victims_and_cost_no_budget() {
     rest.place_now().expect("all of GTT is free");
     let stats = device.stats();
     assert_eq!((stats.gtt_used_bytes, stats.gtt_demotions, stats.evictions), (4 << 20, 0, 0));
-    assert_eq!(stats.exported_bytes, 8 << 20);
+    assert_eq!(stats.export_pages_bytes, 8 << 20);
     assert!(buffers.iter().all(is_outside));
 }
 
@@ -254,9 +254,9 @@ fn pages_stay_mapped_until_the_last_job_on_them_is_done() {
     let jobs = Timeline::new("jobs");
     let fence = device.submit().writes(&buffer).run(|_, _| Ok(jobs.next_point())).expect("it is queued");
     drop(buffer);
-    assert_eq!((memfd.mappings(), device.stats().exported_bytes), (1, 4 * PAGE));
+    assert_eq!((memfd.mappings(), device.stats().export_pages_bytes), (1, 4 * PAGE));
     jobs.signal(fence.seqno());
-    assert_eq!((memfd.mappings(), device.stats().exported_bytes), (0, 0));
+    assert_eq!((memfd.mappings(), device.stats().export_pages_bytes), (0, 0));
 }
 
 #[test]
@@ -348,5 +348,5 @@ fn a_job_that_fails_outside_leaves_nothing_mapped() {
     job.expect("it is queued").wait().expect_err("it breaks");
     drop(buffer);
     device.wait_idle();
-    assert_eq!((memfd.mappings(), device.stats().exported_bytes), (0, 0));
+    assert_eq!((memfd.mappings(), device.stats().export_pages_bytes), (0, 0));
 }

@@ -234,6 +234,7 @@ impl Exported {
         let buffer = self.attachment.buffer().clone();
         tracing::debug!(buffer = buffer.id(), "nobody outside has the buffer's dma-buf any more");
         buffer.0.exports.fetch_sub(1, Ordering::AcqRel);
+        buffer.0.manager.known_dma_bufs.forget_export(self.dma_buf.inode());
         buffer
     }
 }

@@ -57,6 +57,8 @@ pub struct Guest<'a> {
     pub processor: &'a str,
     /// Who runs it.
     pub accelerator: Accelerator,
+    /// A folder of the host that it may read.
+    pub shared: Option<&'a Path>,
 }
 
 /// How many drives a guest has.
@@ -90,6 +92,11 @@ impl Guest<'_> {
         for drive in DRIVES {
             let backend = drive_file(scratch.path(), drive)?;
             command.args(["-drive", &backend]);
+        }
+        if let Some(folder) = self.shared {
+            let path = folder.display();
+            command.arg("-virtfs");
+            command.arg(format!("local,path={path},mount_tag=shared,security_model=none,readonly=on"));
         }
         for device in TOPOLOGY {
             command.args(["-device", device]);

@@ -24,7 +24,7 @@ mod serial;
 mod stock_kernel;
 
 use crate::report::{Outcome, Step, seconds};
-use crate::setup::say_loudly;
+use crate::setup::{image_libraries, say_loudly};
 use crate::tally::Tally;
 use cache::Cache;
 use guest::{Accelerator, Guest};
@@ -114,6 +114,9 @@ pub fn run(options: &Options<'_>) -> Outcome {
 /// The step that sees to it that everything is installed.
 pub fn packages() -> Outcome {
     let is_own_there = || Cache::open().is_ok_and(|cache| own_kernel::is_cached(&cache));
+    if let Err(reason) = packages::for_images() {
+        say_loudly(&format!("{reason}: nothing is tested with libgbm"));
+    }
     let ready = packages::for_guests().and_then(|()| match is_own_there() {
         true => Ok(()),
         false => packages::for_building(),
@@ -224,9 +227,15 @@ impl Kernel {
         if self.name == "own" { &["max", "EPYC"] } else { &["max"] }
     }
 
+    /// The folder of the host with libraries for images. They are 200 MB, so only one kernel has what it takes to see them.
+    fn shared(&self) -> Option<PathBuf> {
+        if self.name == "stock" { image_libraries().ok() } else { None }
+    }
+
     fn required(&self) -> String {
         let own: &[&str] = if self.name == "own" { &OWN_ONLY } else { &[] };
-        [&EVERYWHERE, own].concat().join(",")
+        let images: &[&str] = if self.shared().is_some() { &["gbm"] } else { &[] };
+        [&EVERYWHERE, own, images].concat().join(",")
     }
 }
 
@@ -250,6 +259,7 @@ impl Run<'_> {
             guest: format!("{},{processor}", kernel.name),
             required: kernel.required(),
             drives: guest::drives(),
+            shared: kernel.shared(),
         };
         println!("booting {} with the processor {processor}: {} tests", kernel.version, self.tests);
         let guest = Guest {
@@ -257,6 +267,7 @@ impl Run<'_> {
             initramfs: &initramfs::archive(kernel, self.programs, &orders)?,
             processor,
             accelerator: self.accelerator,
+            shared: orders.shared.as_deref(),
         };
         let scratch = self.cache.scratch(&format!("guest-{}-{processor}", kernel.name))?;
         let captured = guest.run(&scratch, true)?;
