@@ -33,7 +33,10 @@ use programs::Programs;
 use serial::{Expected, Report};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+/// How long the tests on both kernels should take on a machine with two processors that does nothing else.
+const GOAL: Duration = Duration::from_secs(180);
 /// What guests of both kernels must have.
 const EVERYWHERE: [&str; 10] = [
     "vgem",
@@ -146,14 +149,22 @@ impl Preparation {
         }
     }
 
-    /// Waits for the kernels, and runs the tests on both.
+    /// Waits for the kernels, runs the tests on both, and says how long that took with the kernels at hand.
     pub fn steps(self) -> [Step; 2] {
-        let of =
-            |kernel: JoinHandle<_>| on(kernel.join().expect("preparing does not panic"), &Options::default());
-        [
-            Step::timed("kernel tests, stock kernel", || of(self.stock)),
-            Step::timed("kernel tests, own kernel", || of(self.own)),
-        ]
+        let mut took = Duration::ZERO;
+        let mut test = |kernel: JoinHandle<Result<Kernel, Unready>>| {
+            let kernel = kernel.join().expect("preparing does not panic");
+            let begin = Instant::now();
+            let outcome = on(kernel, &Options::default());
+            took += begin.elapsed();
+            outcome
+        };
+        let steps = [
+            Step::timed("kernel tests, stock kernel", || test(self.stock)),
+            Step::timed("kernel tests, own kernel", || test(self.own)),
+        ];
+        println!("\nthe kernel tests took {}; they should take less than {}", seconds(took), seconds(GOAL));
+        steps
     }
 }
 
