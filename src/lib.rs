@@ -65,6 +65,7 @@ mod device;
 mod driver;
 mod error;
 mod events;
+mod import;
 mod manager;
 mod outstanding;
 pub mod pagemap;
@@ -88,7 +89,9 @@ pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
 pub use backend::{
-    Abilities, DmaBuf, DmaBufInfo, HeapFound, JobMemory, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+    Abilities, DmaBuf, DmaBufInfo, ExportedBy, HeapFound, ImportDecision, ImportInto, ImportRefusal,
+    JobMemory, KernelImport, NodeAbilities, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+    VirtioAbilities,
 };
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
@@ -99,6 +102,7 @@ pub use error::{Error, Result};
 #[cfg(not(any(loom, shuttle)))]
 pub use events::Readable;
 pub use events::{Event, Events, PeerReason};
+pub use import::Import;
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
 pub use share::{
@@ -113,6 +117,10 @@ pub use share::{ExportTable, Kept};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};
+#[cfg(not(any(loom, shuttle)))]
+pub use sync_file::FenceSource;
+#[cfg(any(loom, shuttle))]
+pub use sync_file::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved};
 pub use unplug::{Revoke, Unplug, VramContents};
 
 pub use devpagemap_fence as fence;

@@ -285,6 +285,7 @@ impl Transaction<'_, '_, '_> {
         }
         self.note_peer_use(slot, mapped);
         let Some(copy) = mapped.copy() else {
+            self.hear(slot, access)?;
             let mut after = self.exec.set().fences(slot, Usage::waits_for(access == Access::Write));
             after.merge(map.after());
             return Ok(after);
@@ -322,7 +323,11 @@ impl Transaction<'_, '_, '_> {
     /// An importer uses the buffer's own bytes until `fence` has signalled.
     fn add_use(&mut self, slot: Slot, mapped: &Mapped, access: Access, fence: &Fence) -> Result<()> {
         self.exec.set_mut().reserve_fences(slot, 1)?;
+        let announced = self.exec.set().state(slot).announce(access)?;
         self.exec.set_mut().add_fence(slot, fence.clone(), access.usage());
+        if let Some(announced) = announced {
+            announced.arm(&FenceSet::from(fence.clone()));
+        }
         if access == Access::Write {
             self.note_write(slot);
             self.note_peer_write(slot, mapped);
@@ -340,8 +345,11 @@ impl PeerMap {
     ///
     /// # Errors
     /// [`Error::StaleMap`] when the buffer has left where this shows it: map again. [`Error::Revoked`], [`Error::FenceFailed`] when the
-    /// buffer's bytes are lost, [`Error::FenceSlots`].
+    /// buffer's bytes are lost, [`Error::FenceSlots`], [`Error::ReadOnly`] for a write to a buffer that was imported for reading.
     pub fn begin(&self, access: Access) -> Result<FenceSet> {
+        if access == Access::Write {
+            self.buffer.0.check_writable()?;
+        }
         self.buffer.transact(|transaction, slot| transaction.begin_use(slot, self, access))
     }
 

@@ -42,6 +42,8 @@ pub enum Thing {
     Nvme,
     /// Memory of a PCI function that the kernel lends to peers (`p2pmem`).
     PeerMemory,
+    /// libgbm, and a driver of Mesa's for a node.
+    Gbm,
 }
 
 /// What there is of a thing.
@@ -49,7 +51,7 @@ type Look = Result<(), String>;
 
 impl Thing {
     /// All of them.
-    pub const ALL: [Thing; 13] = [
+    pub const ALL: [Thing; 14] = [
         Thing::Vgem,
         Thing::VirtioGpu,
         Thing::Vkms,
@@ -63,6 +65,7 @@ impl Thing {
         Thing::IvshmemWriteCombined,
         Thing::Nvme,
         Thing::PeerMemory,
+        Thing::Gbm,
     ];
 
     /// How it is called in the list of what must be there.
@@ -81,6 +84,7 @@ impl Thing {
             Thing::IvshmemWriteCombined => "ivshmem-wc",
             Thing::Nvme => "nvme",
             Thing::PeerMemory => "p2pmem",
+            Thing::Gbm => "gbm",
         }
     }
 
@@ -100,6 +104,10 @@ impl Thing {
             Thing::IvshmemWriteCombined => writable(ivshmem()?.join("resource2_wc")),
             Thing::Nvme => writable(drive()?),
             Thing::PeerMemory => writable(peer_memory()?.join("p2pmem/allocate")),
+            Thing::Gbm if cfg!(feature = "gbm") => {
+                readable("/usr/lib/x86_64-linux-gnu/dri/kms_swrast_dri.so")
+            }
+            Thing::Gbm => Err("built without the feature gbm".to_owned()),
         }
     }
 }

@@ -46,6 +46,26 @@ pub fn has_component(subcommand: &str, component: &str) -> Result<(), String> {
     Err(reason)
 }
 
+/// The folder with libgbm and the driver of Mesa's that serves a device without a driver of its own.
+///
+/// # Errors
+/// What is missing.
+pub fn image_libraries() -> Result<PathBuf, String> {
+    let output = Command::new("cc").arg("-print-file-name=libgbm.so").stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("cc could not be started: {error}"))?;
+    // The compiler prints a name without a folder for what it does not find.
+    let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    let folder = path.parent().filter(|folder| folder.is_absolute());
+    let folder = folder.and_then(|folder| folder.canonicalize().ok()).ok_or("no libgbm.so (libgbm-dev)")?;
+    let driver = folder.join("dri/kms_swrast_dri.so");
+    if driver.exists() { Ok(folder) } else { Err(format!("no {} (libgl1-mesa-dri)", driver.display())) }
+}
+
+/// What cargo is told of features, so that everything that this machine can link is built and tested.
+pub fn features() -> &'static [&'static str] {
+    &[]
+}
+
 /// The recordings that tests replay.
 ///
 /// # Errors

@@ -69,7 +69,11 @@ fn rustfmt() -> Outcome {
 
 fn clippy() -> Outcome {
     match setup::has_component("clippy", "clippy") {
-        Ok(()) => outcome_of(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+        Ok(()) => outcome_of(
+            cargo(&["clippy", "--workspace", "--all-targets"])
+                .args(setup::features())
+                .args(["--", "-D", "warnings"]),
+        ),
         Err(reason) => Outcome::skipped(reason),
     }
 }
@@ -89,6 +93,7 @@ fn clippy_for(tool: &Tool) -> Outcome {
 fn rustdoc() -> Outcome {
     // Libraries only: the command's page would overwrite that of the library of the same name.
     let mut command = cargo(&["doc", "--workspace", "--no-deps", "--lib"]);
+    command.args(setup::features());
     let given = std::env::var("RUSTDOCFLAGS").unwrap_or_default();
     outcome_of(command.env("RUSTDOCFLAGS", format!("{given} -D warnings").trim_start()))
 }
@@ -109,6 +114,7 @@ fn recordings() -> Outcome {
 
 fn tests(extent: Extent) -> Outcome {
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    command.args(setup::features());
     if extent == Extent::Full {
         command.env("DEVPAGEMAP_LONG", "1").env("DEVPAGEMAP_STRESS_SECONDS", STRESS_SECONDS);
     } else {

@@ -242,6 +242,7 @@ impl Exported {
         let buffer = &self.attachment.buffer().0;
         tracing::debug!(buffer = buffer.id(), "nobody outside has the buffer's dma-buf any more");
         buffer.exports.fetch_sub(1, Ordering::AcqRel);
+        buffer.manager.known_dma_bufs.forget_export(self.dma_buf.inode());
         WeakBuffer::of(buffer)
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 /// The file's type in its mode, as `stat` has it.
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
+const LINK: u32 = 0o120_000;
 
 /// An archive in the making.
 #[derive(Default)]
@@ -22,6 +23,11 @@ impl Archive {
             self.folder(&folder.to_string_lossy());
         }
         self.entry(path, REGULAR | permissions, content);
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &str, target: &str) {
+        self.entry(path, LINK | 0o777, target.as_bytes());
     }
 
     /// Adds a folder and those above it, unless they are there.
@@ -47,7 +53,7 @@ impl Archive {
 
     fn entry(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
-        let links = if mode & DIRECTORY == 0 { 1 } else { 2 };
+        let links = if mode & 0o170_000 == DIRECTORY { 2 } else { 1 };
         let len = |bytes: usize| u32::try_from(bytes).expect("an entry of the archive is below 4 GiB");
         // Inode, mode, user, group, links, time, size, four device numbers, the name's length with its zero, no checksum.
         let fields =

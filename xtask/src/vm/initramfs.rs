@@ -6,7 +6,7 @@ use super::cpio::Archive;
 use super::packages;
 use super::programs::Programs;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The first process.
 const INIT: &str = include_str!("../../vm/init");
@@ -23,6 +23,8 @@ pub struct Orders {
     pub required: String,
     /// How many drives there are.
     pub drives: usize,
+    /// A folder of the host that the guest has at the same place.
+    pub shared: Option<PathBuf>,
 }
 
 impl Orders {
@@ -31,6 +33,10 @@ impl Orders {
         let lines = [
             format!("TOKEN={}", quoted(&self.token)),
             format!("DRIVES={}", self.drives),
+            format!(
+                "SHARED={}",
+                self.shared.as_deref().map(|path| quoted(&path.to_string_lossy())).unwrap_or_default()
+            ),
             // One at a time: the last name in the log of a kernel that died is the test that killed it.
             format!("set -- --test-threads=1 {filter}"),
             format!("export DEVPAGEMAP_KERNEL_GUEST={}", quoted(&self.guest)),
@@ -56,6 +62,12 @@ pub fn archive(kernel: &Kernel, programs: &Programs, orders: &Orders) -> Result<
     archive.file("bin/busybox", 0o755, &read(&busybox)?);
     archive.file("bin/kernel-tests", 0o755, &read(&programs.tests)?);
     archive.file("bin/devpagemap", 0o755, &read(&programs.command)?);
+    for folder in ["lib", "lib64"] {
+        // On most systems these are links into /usr by now.
+        if let Ok(target) = fs::read_link(Path::new("/").join(folder)) {
+            archive.link(folder, &target.to_string_lossy());
+        }
+    }
     for library in &programs.libraries {
         archive.file(library.to_string_lossy().trim_start_matches('/'), 0o755, &read(library)?);
     }

@@ -24,7 +24,7 @@ mod serial;
 mod stock_kernel;
 
 use crate::report::{Outcome, Step, seconds};
-use crate::setup::say_loudly;
+use crate::setup::{features, image_libraries, say_loudly};
 use crate::tally::Tally;
 use cache::Cache;
 use guest::{Accelerator, Guest};
@@ -33,7 +33,10 @@ use programs::Programs;
 use serial::{Expected, Report};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+/// How long the tests on both kernels should take on a machine with two processors that does nothing else.
+const GOAL: Duration = Duration::from_secs(180);
 /// What guests of both kernels must have.
 const EVERYWHERE: [&str; 10] = [
     "vgem",
@@ -114,6 +117,9 @@ pub fn run(options: &Options<'_>) -> Outcome {
 /// The step that sees to it that everything is installed.
 pub fn packages() -> Outcome {
     let is_own_there = || Cache::open().is_ok_and(|cache| own_kernel::is_cached(&cache));
+    if let Err(reason) = packages::for_images() {
+        say_loudly(&format!("{reason}: nothing is tested with libgbm"));
+    }
     let ready = packages::for_guests().and_then(|()| match is_own_there() {
         true => Ok(()),
         false => packages::for_building(),
@@ -143,14 +149,22 @@ impl Preparation {
         }
     }
 
-    /// Waits for the kernels, and runs the tests on both.
+    /// Waits for the kernels, runs the tests on both, and says how long that took with the kernels at hand.
     pub fn steps(self) -> [Step; 2] {
-        let of =
-            |kernel: JoinHandle<_>| on(kernel.join().expect("preparing does not panic"), &Options::default());
-        [
-            Step::timed("kernel tests, stock kernel", || of(self.stock)),
-            Step::timed("kernel tests, own kernel", || of(self.own)),
-        ]
+        let mut took = Duration::ZERO;
+        let mut test = |kernel: JoinHandle<Result<Kernel, Unready>>| {
+            let kernel = kernel.join().expect("preparing does not panic");
+            let begin = Instant::now();
+            let outcome = on(kernel, &Options::default());
+            took += begin.elapsed();
+            outcome
+        };
+        let steps = [
+            Step::timed("kernel tests, stock kernel", || test(self.stock)),
+            Step::timed("kernel tests, own kernel", || test(self.own)),
+        ];
+        println!("\nthe kernel tests took {}; they should take less than {}", seconds(took), seconds(GOAL));
+        steps
     }
 }
 
@@ -224,9 +238,16 @@ impl Kernel {
         if self.name == "own" { &["max", "EPYC"] } else { &["max"] }
     }
 
+    /// The folder of the host with libraries for images. They are 200 MB, so only one kernel has what it takes to see them.
+    fn shared(&self) -> Option<PathBuf> {
+        let is_tested = self.name == "stock" && !features().is_empty();
+        if is_tested { image_libraries().ok() } else { None }
+    }
+
     fn required(&self) -> String {
         let own: &[&str] = if self.name == "own" { &OWN_ONLY } else { &[] };
-        [&EVERYWHERE, own].concat().join(",")
+        let images: &[&str] = if self.shared().is_some() { &["gbm"] } else { &[] };
+        [&EVERYWHERE, own, images].concat().join(",")
     }
 }
 
@@ -250,6 +271,7 @@ impl Run<'_> {
             guest: format!("{},{processor}", kernel.name),
             required: kernel.required(),
             drives: guest::drives(),
+            shared: kernel.shared(),
         };
         println!("booting {} with the processor {processor}: {} tests", kernel.version, self.tests);
         let guest = Guest {
@@ -257,6 +279,7 @@ impl Run<'_> {
             initramfs: &initramfs::archive(kernel, self.programs, &orders)?,
             processor,
             accelerator: self.accelerator,
+            shared: orders.shared.as_deref(),
         };
         let scratch = self.cache.scratch(&format!("guest-{}-{processor}", kernel.name))?;
         let captured = guest.run(&scratch, true)?;

@@ -2,7 +2,7 @@
 
 use super::cache::numbers;
 use crate::process;
-use crate::setup::{is_root, runs, say_loudly};
+use crate::setup::{image_libraries, is_root, runs, say_loudly};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -37,6 +37,18 @@ const FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/
 pub fn for_guests() -> Result<(), String> {
     install_missing(&FOR_GUESTS, &[])?;
     is_static(&program("busybox").ok_or("there is no busybox")?)
+}
+
+/// Installs what buffers that are images need and is missing.
+///
+/// # Errors
+/// What is missing and cannot be installed, and why.
+pub fn for_images() -> Result<(), String> {
+    if image_libraries().is_ok() {
+        return Ok(());
+    }
+    install(&["libgbm-dev", "libgl1-mesa-dri"])?;
+    image_libraries().map(drop)
 }
 
 /// Installs what building a kernel needs and is missing.
@@ -146,6 +158,12 @@ fn install_missing(programs: &[(&str, &str)], files: &[(&str, &str)]) -> Result<
     if packages.is_empty() {
         return Ok(());
     }
+    install(&packages)?;
+    let still = missing();
+    if still.is_empty() { Ok(()) } else { Err(format!("{} still missing", still.join(" "))) }
+}
+
+fn install(packages: &[&str]) -> Result<(), String> {
     let names = packages.join(" ");
     if !runs("apt-get", &["--version"]) {
         return Err(format!("{names} missing, and this machine has no apt-get"));
@@ -154,14 +172,11 @@ fn install_missing(programs: &[(&str, &str)], files: &[(&str, &str)]) -> Result<
         return Err(format!("{names} missing, and only root may install packages: apt-get install {names}"));
     }
     say_loudly(&format!("installing {names}"));
-    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
-    arguments.extend(&packages);
-    if apt_get(&arguments, Path::new("/")).is_err() {
+    let arguments = [&["install", "-y", "--no-install-recommends"], packages].concat();
+    apt_get(&arguments, Path::new("/")).or_else(|_| {
         update()?;
-        apt_get(&arguments, Path::new("/"))?;
-    }
-    let still = missing();
-    if still.is_empty() { Ok(()) } else { Err(format!("{} still missing", still.join(" "))) }
+        apt_get(&arguments, Path::new("/"))
+    })
 }
 
 /// A guest has no libraries when it starts.

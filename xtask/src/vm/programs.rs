@@ -2,6 +2,7 @@
 //! libraries that they are linked to. A static build of everything would cost minutes; copying libc costs nothing.
 
 use crate::cargo::cargo;
+use crate::setup;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -16,12 +17,13 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Builds them. The features are those of `cargo test --workspace`, so that nothing is built twice.
+    /// Builds them. The features are those of the step with all tests, so that nothing is built twice.
     ///
     /// # Errors
     /// That they do not build.
     pub fn build() -> Result<Programs, String> {
         let mut command = cargo(&["build", "--workspace", "--test", "kernel", "--bin", "devpagemap"]);
+        command.args(setup::features());
         command.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
         let output = command.output().map_err(|error| format!("cargo could not be started: {error}"))?;
         if !output.status.success() {
@@ -87,8 +89,10 @@ fn library_in(line: &str) -> Option<Result<PathBuf, String>> {
     if line.contains("not found") {
         return Some(Err(format!("a library is missing: {}", line.trim())));
     }
-    let path = line.split_whitespace().find(|word| word.starts_with('/'))?;
-    Some(Ok(path.into()))
+    let path = Path::new(line.split_whitespace().find(|word| word.starts_with('/'))?);
+    // The folder may be named through a link.
+    let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+    Some(Ok(folder.map_or_else(|| path.into(), |folder| folder.join(path.file_name().unwrap_or_default()))))
 }
 
 #[cfg(test)]
@@ -107,8 +111,11 @@ mod tests {
 
     #[test]
     fn libraries_and_the_loader_are_files_and_the_kernels_own_is_none() {
-        assert_eq!(library_in("\tlibc.so.6 => /lib/libc.so.6 (0x00007f)"), Some(Ok("/lib/libc.so.6".into())));
-        assert_eq!(library_in("\t/lib64/ld.so.2 (0x00007f)"), Some(Ok("/lib64/ld.so.2".into())));
+        assert_eq!(
+            library_in("\tlibc.so.6 => /nowhere/libc.so.6 (0x7f)"),
+            Some(Ok("/nowhere/libc.so.6".into()))
+        );
+        assert_eq!(library_in("\t/nowhere/ld.so.2 (0x7f)"), Some(Ok("/nowhere/ld.so.2".into())));
         assert_eq!(library_in("\tlinux-vdso.so.1 (0x00007f)"), None);
         assert!(library_in("\tlibgbm.so.1 => not found").is_some_and(|library| library.is_err()));
     }

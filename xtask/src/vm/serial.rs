@@ -30,7 +30,7 @@ pub struct Report {
 /// Begins the lines of the first process.
 const GUEST: &str = "guest: ";
 /// What a kernel says when something is wrong in it; our tests drive it, so it is a finding.
-const COMPLAINTS: [&str; 7] = [
+const COMPLAINTS: [&str; 8] = [
     "Kernel panic",
     "BUG: ",
     "Oops: ",
@@ -38,6 +38,7 @@ const COMPLAINTS: [&str; 7] = [
     "WARNING: CPU",
     "blocked for more than",
     "guest: the module ",
+    "guest: the host's ",
 ];
 
 /// Judges a run.

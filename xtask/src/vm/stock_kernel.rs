@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 
 /// What the name of its package begins with, and ends with.
 const PACKAGE: (&str, &str) = ("linux-image-6.12.", "+deb12-amd64");
-/// The drivers that guests have. What they need is found out.
-const DRIVERS: [&str; 5] = ["vgem", "virtio-gpu", "bochs", "qxl", "nvme"];
+/// The drivers that guests have, and with which they see folders of the host. What they need is found out.
+const DRIVERS: [&str; 7] = ["vgem", "virtio-gpu", "bochs", "qxl", "nvme", "9p", "9pnet_virtio"];
 
 /// The newest one that can be had; fetched when it is not in the cache.
 ///
