@@ -17,6 +17,7 @@ mod child;
 mod doctor;
 mod exports;
 mod fences;
+mod imports;
 mod liars;
 mod mapping;
 mod nodes;
