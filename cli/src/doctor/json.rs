@@ -2,6 +2,7 @@
 
 use super::Diagnosis;
 use super::remedy;
+use super::trial::UNLIMITED_BYTES;
 use devpagemap::{NodeAbilities, Via, WhyNot};
 use serde::Serialize;
 
@@ -53,8 +54,9 @@ struct ExporterReport {
     /// Whether a page was exported through it and read back.
     usable: bool,
     in_place: Option<bool>,
-    max_bytes: Option<u64>,
     /// `null` where there is no limit.
+    max_bytes: Option<u64>,
+    /// The same.
     max_runs: Option<u64>,
     read_only: Option<bool>,
     problem: Option<String>,
@@ -169,7 +171,7 @@ fn exporters(found: &Diagnosis) -> Vec<ExporterReport> {
             via: via.to_string(),
             usable: trial.is_ok(),
             in_place: abilities.map(|abilities| abilities.in_place),
-            max_bytes: abilities.map(|abilities| abilities.max_bytes),
+            max_bytes: abilities.map(|it| it.max_bytes).filter(|bytes| *bytes < UNLIMITED_BYTES),
             max_runs: abilities
                 .map(|it| it.max_runs)
                 .filter(|runs| *runs != usize::MAX)

@@ -3,7 +3,7 @@
 use super::Diagnosis;
 use super::bars::BarFound;
 use super::remedy;
-use super::trial::Trial;
+use super::trial::{Trial, UNLIMITED_BYTES};
 use crate::report::paint::Paint;
 use crate::report::units::{count, size};
 use devpagemap::{NodeAbilities, Via, WhyNot};
@@ -128,7 +128,10 @@ fn tried(trial: &Trial) -> String {
         true => "in place, nothing is copied".to_owned(),
         false => "with pages of its own".to_owned(),
     }];
-    words.push(format!("up to {}", size(abilities.max_bytes)));
+    words.push(match abilities.max_bytes {
+        UNLIMITED_BYTES.. => "of any size".to_owned(),
+        bytes => format!("up to {}", size(bytes)),
+    });
     if abilities.max_runs != usize::MAX {
         words.push(format!("in up to {} pieces", count(abilities.max_runs as u64)));
     }

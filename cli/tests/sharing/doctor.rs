@@ -28,7 +28,7 @@ fn every_way_is_either_usable_or_has_its_problem() {
     for way in exporters {
         let usable = way["usable"].as_bool().unwrap();
         assert_eq!(usable, way["problem"].is_null(), "{way}");
-        assert_eq!(usable, way["max_bytes"].is_u64(), "{way}");
+        assert_eq!(usable, way["in_place"].is_boolean(), "{way}");
         let problem = way["problem"].as_str().unwrap_or_default();
         let is_missing = problem.starts_with("not on this machine") || problem.starts_with("no rights");
         assert!(!is_missing || way["remedy"].is_string(), "{way}");
