@@ -1,8 +1,7 @@
 //! `linux/sync_file.h`: kernel fences as descriptors. One is readable for poll when all its fences have signalled.
 
-use std::ffi::c_int;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, opcode};
