@@ -53,7 +53,7 @@ fn what_is_armed_and_what_is_given_up_are_both_signalled() {
     });
 }
 
-/// Two threads, every interleaving: our own work ends just while somebody asks what others do. The stranger is heard of, whether ours is
+/// Two threads, at most three preemptions: our own work ends just while somebody asks what others do. The stranger is heard of, whether ours is
 /// outstanding or not.
 #[test]
 fn a_stranger_is_heard_of_beside_our_own_signal() {

@@ -185,6 +185,15 @@ impl Transaction<'_, '_, '_> {
         }
     }
 
+    /// Makes known, as far as that is possible, what is about to be queued on the buffer in `slot` and cannot be called off.
+    pub(crate) fn try_to_announce(&mut self, slot: Slot, usage: Usage) -> Option<Reserved> {
+        let announced = self.exec.set().state(slot).announce(seen_as(usage)?);
+        announced.unwrap_or_else(|error| {
+            self.manager.crossing.count(&format!("fences: others do not hear of a copy: {error}"));
+            None
+        })
+    }
+
     /// The move of the buffer in `slot` is queued, and over when `arrival` has signalled.
     pub(crate) fn arm_move(&mut self, slot: Slot, arrival: &FenceSet) {
         if let Some(index) = self.announced.iter().position(|(of, _)| *of == slot) {

@@ -318,7 +318,10 @@ fn a_cpu_map_goes_along_and_keeps_the_buffer_there() {
     map.forget();
     assert!(!leave(&buffer), "a map cannot follow it from there");
     drop(map);
-    assert!(leave(&buffer));
+    // Whoever has served a touch may have the mapping for another moment.
+    while !leave(&buffer) {
+        std::thread::yield_now();
+    }
     let mut expected = bytes;
     (expected[1], expected[5000], expected[9000]) = (200, 201, 202);
     assert_holds(&buffer, &expected);
