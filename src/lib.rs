@@ -49,6 +49,7 @@
 //! | to share a buffer with another device | [`Device::join`], [`Importer`], [`Buffer::attach`], [`Attachment::map`] |
 //! | to know who can reach whose memory | [`Buffer::explain`], [`Device::registry`], [`pagemap`], [`topology`] |
 //! | to take a device away, or reset it | [`Device::unplug`], [`Device::reset`], [`Device::rearm`] |
+//! | others to wait for its work, and it for theirs | [`DeviceBuilder::fence_source`], [`Device::import_sync_file`], [`Device::export_sync_file`] |
 //! | to know what happened, and why | [`Device::stats`], [`Device::events`], [`Error`] |
 //!
 //! # Locks

@@ -195,6 +195,7 @@ impl Transaction<'_, '_, '_> {
             return Ok(copy.arrived());
         }
         self.exec.set_mut().reserve_fences(slot, 1)?;
+        self.hear(slot, Access::Read)?;
         let state = self.exec.set().state(slot);
         let resource = state.resource.as_ref().expect("what is staged has been placed");
         let whole = copy.extents(&(0..resource.len_bytes()));
@@ -254,6 +255,7 @@ impl Transaction<'_, '_, '_> {
 
     fn queue_staging(&mut self, slot: Slot, request: MoveRequest, usage: Usage) -> Fence {
         let manager = self.manager;
+        let announced = self.try_to_announce(slot, usage);
         let needs = self.exec.set().state(slot).arrival.clone();
         Counters::count(&manager.counters.staged_copies);
         Counters::add(&manager.counters.staged_copied_bytes, request.operation.len_bytes());
@@ -261,6 +263,9 @@ impl Transaction<'_, '_, '_> {
         let fence = manager.queue().submit(request.needs(needs), &mut held);
         manager.remember(&fence, &mut held);
         set.add_fence(slot, fence.clone(), usage);
+        if let Some(announced) = announced {
+            announced.arm(&FenceSet::from(fence.clone()));
+        }
         fence
     }
 

@@ -32,6 +32,7 @@ use super::kernel::{FenceInfo, Outcome, ReservationObject, SyncFile};
 #[cfg(not(any(loom, shuttle)))]
 use crate::backend::DmaBuf;
 use crate::error::Result;
+#[cfg(not(any(loom, shuttle)))]
 use crate::manager::Manager;
 use crate::submit::Access;
 

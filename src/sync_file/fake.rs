@@ -12,6 +12,7 @@ use devpagemap_fence::sync::{Condvar, Mutex};
 
 use super::kernel::{
     Ended, FenceInfo, Kernel, KernelFence, MadeFence, Outcome, Poller, ReservationObject, SyncFile,
+    start_thread,
 };
 use crate::error::{Error, Result};
 use crate::submit::Access;
@@ -42,41 +43,65 @@ impl State {
     }
 }
 
+/// What a kernel is like. Constant.
+struct Nature {
+    /// How long a fence lasts.
+    expiry: Option<Duration>,
+    /// Whether a fence can say that its work failed.
+    tells_errors: bool,
+    has_source: bool,
+    /// Whether a keeper has a thread.
+    kept: bool,
+}
+
+impl Default for Nature {
+    fn default() -> Nature {
+        Nature { expiry: None, tells_errors: true, has_source: true, kept: true }
+    }
+}
+
+impl Nature {
+    fn like_vgem(expiry: Duration) -> Nature {
+        Nature { expiry: Some(expiry), tells_errors: false, ..Nature::default() }
+    }
+}
+
 /// Shared by all that is made of it.
 pub(super) struct FakeKernel {
     this: Weak<FakeKernel>,
     epoch: Instant,
     now_ns: AtomicU64,
-    expiry: Option<Duration>,
-    /// Whether a fence can say that its work failed.
-    tells_errors: bool,
-    has_source: bool,
+    nature: Nature,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 impl FakeKernel {
     pub(super) fn new() -> Arc<FakeKernel> {
-        FakeKernel::with(None, true, true)
+        FakeKernel::with(Nature::default())
     }
 
     /// Whose fences last so long.
     pub(super) fn like_vgem(expiry: Duration) -> Arc<FakeKernel> {
-        FakeKernel::with(Some(expiry), false, true)
+        FakeKernel::with(Nature::like_vgem(expiry))
+    }
+
+    /// The same, and nothing can be slept by: whoever tests it does what the keeper would do.
+    #[cfg(any(loom, shuttle))]
+    pub(super) fn unkept(expiry: Duration) -> Arc<FakeKernel> {
+        FakeKernel::with(Nature { kept: false, ..Nature::like_vgem(expiry) })
     }
 
     pub(super) fn without_source() -> Arc<FakeKernel> {
-        FakeKernel::with(None, true, false)
+        FakeKernel::with(Nature { has_source: false, ..Nature::default() })
     }
 
-    fn with(expiry: Option<Duration>, tells_errors: bool, has_source: bool) -> Arc<FakeKernel> {
+    fn with(nature: Nature) -> Arc<FakeKernel> {
         Arc::new_cyclic(|this| FakeKernel {
             this: this.clone(),
             epoch: Instant::now(),
             now_ns: AtomicU64::new(0),
-            expiry,
-            tells_errors,
-            has_source,
+            nature,
             state: Mutex::default(),
             changed: Condvar::new(),
         })
@@ -174,7 +199,7 @@ impl fmt::Debug for FakeKernel {
 
 impl Kernel for FakeKernel {
     fn source(&self) -> Result<&'static str> {
-        match self.has_source {
+        match self.nature.has_source {
             true => Ok("made up"),
             false => Err(Error::NoKernelFences { why: "nothing was made up".into() }),
         }
@@ -183,7 +208,7 @@ impl Kernel for FakeKernel {
     fn make_fence(&self) -> Result<MadeFence> {
         self.source()?;
         self.call(&mut self.state.lock())?;
-        let point = self.point("devpagemap", "ours", self.expiry.map(|after| self.now() + after));
+        let point = self.point("devpagemap", "ours", self.nature.expiry.map(|after| self.now() + after));
         Ok(MadeFence {
             fence: Box::new(FakeFence { kernel: self.this(), point }),
             file: Box::new(FakeFile { kernel: self.this(), points: vec![point] }),
@@ -191,7 +216,11 @@ impl Kernel for FakeKernel {
     }
 
     fn expires_after(&self) -> Option<Duration> {
-        self.expiry
+        self.nature.expiry
+    }
+
+    fn start(&self, keeper: Box<dyn FnOnce() + Send>) -> Result<()> {
+        if self.nature.kept { start_thread(keeper) } else { Ok(()) }
     }
 
     fn poller(&self) -> Result<Arc<dyn Poller>> {
@@ -216,6 +245,11 @@ impl FakeFence {
         self.kernel.end(self.point, Ok(()));
     }
 
+    #[cfg(any(loom, shuttle))]
+    pub(super) fn is_signaled(&self) -> bool {
+        self.kernel.state.lock().points[self.point].info.ended.is_some()
+    }
+
     pub(super) fn fail(&self, errno: i32) {
         self.kernel.end(self.point, Err(errno));
     }
@@ -223,7 +257,7 @@ impl FakeFence {
 
 impl KernelFence for FakeFence {
     fn end(self: Box<Self>, outcome: Outcome) -> Ended {
-        let fails = outcome == Outcome::Failed && self.kernel.tells_errors;
+        let fails = outcome == Outcome::Failed && self.kernel.nature.tells_errors;
         let in_time = self.kernel.end(self.point, if fails { Err(2) } else { Ok(()) });
         match (in_time, outcome) {
             (false, _) => Ended::Expired,

@@ -11,13 +11,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use devpagemap_fence::sync::mutant;
-use devpagemap_fence::sync::thread::Builder;
 
 use super::crossing::Crossing;
 use super::foreign::Wait;
 use super::kernel::Poller;
 use super::kernel_fence::Owed;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What there is to keep.
 #[derive(Debug, Default)]
@@ -125,12 +124,7 @@ impl Crossing {
         }
         let poller = self.kernel.poller()?;
         let (keeper, theirs) = (self.clone(), poller.clone());
-        let thread = Builder::new().name("devpagemap-fences".into()).spawn(move || keeper.run(&*theirs));
-        thread.map_err(|error| Error::Io {
-            action: "start the thread that keeps fences",
-            bytes: 0,
-            errno: error.raw_os_error().unwrap_or_default(),
-        })?;
+        self.kernel.start(Box::new(move || keeper.run(&*theirs)))?;
         table.poller = Some(poller.clone());
         Ok(poller)
     }

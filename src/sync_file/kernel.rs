@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use devpagemap_fence::sync::thread::Builder;
+
 use crate::error::{Error, Result};
 use crate::submit::Access;
 
@@ -123,6 +125,25 @@ pub(crate) trait Kernel: fmt::Debug + Send + Sync {
     /// [`Error::NoDescriptorsLeft`].
     fn poller(&self) -> Result<Arc<dyn Poller>>;
 
+    /// Runs the keeper in a thread of its own.
+    ///
+    /// # Errors
+    /// What the system says when it has no thread left.
+    fn start(&self, keeper: Box<dyn FnOnce() + Send>) -> Result<()> {
+        start_thread(keeper)
+    }
+
     /// The time.
     fn now(&self) -> Instant;
+}
+
+/// # Errors
+/// What the system says when it has no thread left.
+pub(super) fn start_thread(keeper: Box<dyn FnOnce() + Send>) -> Result<()> {
+    let thread = Builder::new().name("devpagemap-fences".into()).spawn(keeper);
+    thread.map(drop).map_err(|error| Error::Io {
+        action: "start the thread that keeps fences",
+        bytes: 0,
+        errno: error.raw_os_error().unwrap_or_default(),
+    })
 }

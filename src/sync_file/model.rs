@@ -64,9 +64,18 @@ pub struct ModelFence(FakeFence);
 pub struct ModelReserved(Reserved);
 
 impl CrossingModel {
-    /// With fences that last for ever, or not.
-    pub fn new(expiring: bool) -> CrossingModel {
-        let kernel = if expiring { FakeKernel::like_vgem(EXPIRY) } else { FakeKernel::new() };
+    /// With fences that last for ever, and a keeper.
+    #[expect(clippy::new_without_default, reason = "a model says what it is about")]
+    pub fn new() -> CrossingModel {
+        CrossingModel::on(FakeKernel::new())
+    }
+
+    /// With fences that expire. Nobody keeps them but the model itself ([`CrossingModel::keep`]).
+    pub fn unkept() -> CrossingModel {
+        CrossingModel::on(FakeKernel::unkept(EXPIRY))
+    }
+
+    fn on(kernel: Arc<FakeKernel>) -> CrossingModel {
         CrossingModel { crossing: Crossing::new(kernel.clone(), TIMEOUT), kernel }
     }
 
@@ -133,6 +142,11 @@ impl ModelReserved {
 }
 
 impl ModelFence {
+    /// Whether its work is done.
+    pub fn is_signaled(&self) -> bool {
+        self.0.is_signaled()
+    }
+
     /// Its work is done.
     pub fn signal(&self) {
         self.0.signal();

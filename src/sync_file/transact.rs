@@ -115,13 +115,12 @@ impl Transaction<'_, '_, '_> {
     }
 
     /// Nobody outside has the dma-buf any more. What others still do to the bytes protects them as long as it takes.
-    ///
-    /// # Errors
-    /// What the kernel says; nothing has changed.
-    pub(crate) fn end_crossing(&mut self, slot: Slot) -> Result<()> {
-        self.hear(slot, Access::Write)?;
+    pub(crate) fn end_crossing(&mut self, slot: Slot) {
+        if let Err(error) = self.hear(slot, Access::Write) {
+            tracing::error!(%error, "whether others still use a buffer that nobody has any more is not known");
+            self.manager.crossing.count(&format!("fences: others could not be asked at the end: {error}"));
+        }
         self.exec.set_mut().state_mut(slot).across = None;
-        Ok(())
     }
 
     /// Has the buffer in `slot` wait for what others do that such an access has to wait for. Returns that.
@@ -184,6 +183,15 @@ impl Transaction<'_, '_, '_> {
             tracing::error!(%error, "others do not hear of a move of a buffer that they share");
             self.manager.crossing.count(&format!("fences: others do not hear of a move: {error}"));
         }
+    }
+
+    /// Makes known, as far as that is possible, what is about to be queued on the buffer in `slot` and cannot be called off.
+    pub(crate) fn try_to_announce(&mut self, slot: Slot, usage: Usage) -> Option<Reserved> {
+        let announced = self.exec.set().state(slot).announce(seen_as(usage)?);
+        announced.unwrap_or_else(|error| {
+            self.manager.crossing.count(&format!("fences: others do not hear of a copy: {error}"));
+            None
+        })
     }
 
     /// The move of the buffer in `slot` is queued, and over when `arrival` has signalled.

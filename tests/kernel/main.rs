@@ -14,6 +14,8 @@
 
 #[path = "../setup/child.rs"]
 mod child;
+mod fences;
 mod imports;
 mod nodes;
 mod setup;
+mod stranger;
