@@ -17,8 +17,6 @@ mod child;
 mod doctor;
 mod exports;
 mod fences;
-mod fences;
-mod imports;
 mod imports;
 mod liars;
 mod mapping;

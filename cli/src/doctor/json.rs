@@ -1,15 +1,17 @@
 //! What was found as one JSON object: sizes in bytes. Scripts rely on the names and their order.
 
-use super::Diagnosis;
 use super::remedy;
 use super::trial::UNLIMITED_BYTES;
+use super::{Diagnosis, Node};
 use devpagemap::{NodeAbilities, Via, WhyNot};
 use serde::Serialize;
 
 #[derive(Serialize)]
 struct Report<'a> {
     kernel: &'a str,
-    nodes: Vec<NodeReport>,
+    /// `null` when they cannot be looked for.
+    nodes: Option<Vec<NodeReport>>,
+    nodes_problem: Option<String>,
     exporters: Vec<ExporterReport>,
     heaps: Vec<UsableReport>,
     fences: FencesReport,
@@ -114,6 +116,7 @@ pub fn of(found: &Diagnosis) -> String {
     let report = Report {
         kernel: &found.kernel,
         nodes: nodes(found),
+        nodes_problem: found.nodes.as_ref().err().map(ToString::to_string),
         exporters: exporters(found),
         heaps: heaps(found),
         fences: fences(found),
@@ -131,20 +134,16 @@ pub fn of(found: &Diagnosis) -> String {
     serde_json::to_string_pretty(&report).expect("strings and numbers can be written") + "\n"
 }
 
-fn nodes(found: &Diagnosis) -> Vec<NodeReport> {
-    let report = |(node, abilities): &(devpagemap::NodeFound, Result<NodeAbilities, devpagemap::Error>)| {
-        let error = node.driver.as_ref().err().or(abilities.as_ref().err());
-        let rights = matches!(error, Some(devpagemap::Error::NoRights { .. }));
-        NodeReport {
-            path: node.path.display().to_string(),
-            kind: node.kind.to_string(),
-            driver: node.driver.as_ref().ok().cloned(),
-            abilities: abilities.as_ref().ok().map(node_abilities),
-            problem: error.map(ToString::to_string),
-            remedy: rights.then(|| remedy::of_rights(&node.path)),
-        }
+fn nodes(found: &Diagnosis) -> Option<Vec<NodeReport>> {
+    let report = |node: &Node| NodeReport {
+        path: node.found.path.display().to_string(),
+        kind: node.found.kind.to_string(),
+        driver: node.found.driver.as_ref().ok().cloned(),
+        abilities: node.abilities.as_ref().ok().map(node_abilities),
+        problem: node.problem().map(ToString::to_string),
+        remedy: node.remedy(),
     };
-    found.nodes.iter().map(report).collect()
+    Some(found.nodes.as_ref().ok()?.iter().map(report).collect())
 }
 
 fn node_abilities(abilities: &NodeAbilities) -> NodeAbilitiesReport {

@@ -15,7 +15,8 @@ fn the_json_has_the_promised_fields_in_the_promised_order() {
     let json = text(&output.stdout);
     let fields: Vec<&str> =
         json.split("\n  \"").skip(1).map(|part| part.split('"').next().unwrap()).collect();
-    let promised = ["kernel", "nodes", "exporters", "heaps", "fences", "peer_memory", "bars", "limits"];
+    let promised =
+        ["kernel", "nodes", "nodes_problem", "exporters", "heaps", "fences", "peer_memory", "bars", "limits"];
     assert_eq!(fields, promised);
 }
 
