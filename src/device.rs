@@ -43,6 +43,14 @@ impl<D> Clone for Device<D> {
     }
 }
 
+#[cfg(not(any(loom, shuttle)))]
+impl<D> Drop for Device<D> {
+    /// Exports keep the device; whether they still have to is looked at once more.
+    fn drop(&mut self) {
+        self.manager.exports.poke();
+    }
+}
+
 impl<D> fmt::Debug for Device<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device").field("manager", &self.manager).finish_non_exhaustive()
@@ -112,6 +120,13 @@ impl<D: Driver> Device<D> {
     /// to it. Importers are told. Returns how many came back.
     pub fn promote(&self) -> usize {
         self.manager.promote()
+    }
+
+    /// Lets go now of exported buffers whose dma-buf nobody outside has any more, instead of when the device's own thread gets to it. Returns
+    /// how many those were.
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn release_exports(&self) -> usize {
+        self.manager.release_exports()
     }
 
     /// Tells importers whose route has changed now, instead of when the device's own thread gets to it. Returns how many were told.

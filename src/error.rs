@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use crate::aperture::{BarAddr, BarLimit};
 use crate::pagemap::UnderRevoke;
 use crate::region::RegionKind;
+use crate::share::PassedOver;
 use crate::size::Size;
 
 /// The result of everything in this crate that can fail.
@@ -209,6 +210,20 @@ pub enum Error {
         /// What was attempted.
         action: &'static str,
     },
+    /// There is no DRM node of this driver.
+    NoNode {
+        /// The driver, by the name it gives itself.
+        driver: &'static str,
+        /// Which node of it was looked for: `primary` or `render`.
+        kind: &'static str,
+    },
+    /// Nothing makes a dma-buf of this buffer.
+    NotExportable {
+        /// The buffer.
+        buffer: u64,
+        /// What was passed over, and why.
+        reasons: Arc<[PassedOver]>,
+    },
     /// The driver refused.
     Driver {
         /// What it was asked to do.
@@ -297,6 +312,15 @@ impl fmt::Display for Error {
             }
             Error::NoRights { path, action } => {
                 write!(f, "could not {action}: no rights to {path}")
+            }
+            Error::NoNode { driver, kind } => {
+                write!(f, "there is no {kind} node of the DRM driver {driver} below /dev/dri")
+            }
+            Error::NotExportable { buffer, reasons } => {
+                write!(f, "buffer {buffer} cannot be exported as a dma-buf")?;
+                reasons.iter().enumerate().try_for_each(|(index, reason)| {
+                    write!(f, "{} {reason}", if index == 0 { ":" } else { ";" })
+                })
             }
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),

@@ -73,6 +73,7 @@ mod share;
 mod size;
 mod stats;
 mod submit;
+mod sync_file;
 pub mod topology;
 #[cfg(not(any(loom, shuttle)))]
 mod uapi;
@@ -86,7 +87,9 @@ pub use aperture::{BarLimit, OnPressure, P2p, P2pLimits, PressureLevel};
 pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
-pub use backend::{DmaBuf, DmaBufInfo, JobMemory, SoftwareGpu, SoftwareGpuBuilder};
+pub use backend::{
+    Abilities, DmaBuf, DmaBufInfo, HeapFound, JobMemory, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+};
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
 pub use cpu::{AfterLoss, Caching, CpuFaults, CpuMap, CpuMapBuilder};
@@ -102,6 +105,11 @@ pub use share::{
     Attachment, GroupAttachment, GroupMap, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer,
     PeerAddr, PeerExtent, PeerMap, PeerMapRequest, RevokeReport,
 };
+#[cfg(not(any(loom, shuttle)))]
+pub use share::{Export, Offers};
+pub use share::{ExportRequest, PassedOver, Via, WhyNot};
+#[cfg(any(loom, shuttle))]
+pub use share::{ExportTable, Kept};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};
@@ -110,4 +118,4 @@ pub use unplug::{Revoke, Unplug, VramContents};
 pub use devpagemap_fence as fence;
 pub use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};
 pub use devpagemap_migrate as migrate;
-pub use devpagemap_migrate::{Addr, CopyEngine, Extent, ExtentList, MemoryMap};
+pub use devpagemap_migrate::{Addr, CopyEngine, Extent, ExtentList, MemoryFile, MemoryMap};

@@ -17,7 +17,7 @@ use devpagemap_fence::{
 use devpagemap_migrate::{MoveQueue, MoveRequest, Operation};
 
 use crate::aperture::{Ledger, Marks, Windows};
-use crate::backend::DeviceMemory;
+use crate::backend::{DeviceMemory, OutsideRole};
 use crate::bo::{CpuAccess, EvictionPolicy, Placement, Transaction, WeakBuffer};
 use crate::client::ClientAccount;
 use crate::cpu::{Caching, CpuFaults, Faults};
@@ -27,6 +27,8 @@ use crate::events::Hub;
 use crate::outstanding::{Leaving, Outstanding};
 use crate::pagemap::{Revocation, Subscription};
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
+#[cfg(not(any(loom, shuttle)))]
+use crate::share::Exports;
 use crate::share::{Drain, Pagemaps, PinWatch, Promoter, SharedBuffers, ShortPins};
 use crate::stats::{Counters, Reasons, Stats};
 
@@ -60,6 +62,9 @@ pub(crate) struct Manager {
     pub(crate) short_pins: Arc<ShortPins>,
     /// Looks at the clock for `short_pins`. Constant.
     _pin_watch: Arc<PinWatch>,
+    /// What others have as dma-bufs. Its own locks.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) exports: Arc<Exports>,
     /// What the CPU sees. Constant.
     pub(crate) cpu: DeviceMemory,
     /// What the CPU's accesses move. Constant.
@@ -169,6 +174,8 @@ impl Manager {
             shared: SharedBuffers::new(),
             short_pins,
             _pin_watch: pin_watch,
+            #[cfg(not(any(loom, shuttle)))]
+            exports: Exports::new(),
             cpu: parts.cpu,
             vram_caching,
             policy: parts.policy,
@@ -363,6 +370,12 @@ impl Manager {
         stats.window_pending_bytes = windows.pending_bytes;
         stats.window_cpu_held_bytes = windows.cpu_held_bytes;
         stats.reasons.extend(moves.reasons);
+        stats.imported_bytes = self.cpu.outside_bytes(OutsideRole::Imported);
+        stats.export_pages_bytes = self.cpu.outside_bytes(OutsideRole::Exported);
+        #[cfg(not(any(loom, shuttle)))]
+        {
+            stats.exported_bytes = self.exports.len_bytes();
+        }
         {
             let state = self.vram.state.lock(&mut held);
             stats.vram_used_bytes = state.used_bytes;

@@ -62,6 +62,12 @@ macro_rules! counters {
             pub system_used_bytes: u64,
             /// Bytes of system memory that are free behind a fence.
             pub system_pending_bytes: u64,
+            /// Bytes of other people's dma-bufs that are mapped now.
+            pub imported_bytes: u64,
+            /// Bytes of buffers that others have as dma-bufs now, as far as is known.
+            pub exported_bytes: u64,
+            /// Bytes that are mapped now of pages that were made elsewhere so that buffers can be exported.
+            pub export_pages_bytes: u64,
             /// Why a fallback or a move for visibility happened, and how often.
             pub reasons: BTreeMap<String, u64>,
         }
@@ -138,6 +144,8 @@ counters! {
     staged_copied_bytes,
     /// Attachments that were taken away from importers that cannot be told to let go.
     revoked_attachments,
+    /// Descriptors of dma-bufs that buffers were given as.
+    exports,
     /// How often VRAM was taken away.
     revokes,
     /// Importers, and timelines of work, that did not let go of it in time.

@@ -41,7 +41,7 @@ pub use cpu::CpuEngine;
 pub use engine::{Chunk, Completion, CopyEngine, EngineError, Reset};
 pub use fragment::{FragmentTuner, Trial};
 pub use ledger::{EngineStats, MoveStats};
-pub use memory::{HeapMemory, MemoryMap};
+pub use memory::{HeapMemory, MemoryFile, MemoryMap};
 pub use peer::PeerQueue;
 pub use piece::{Cursor, Operation, Piece, Route};
 pub use queue::{MoveQueue, MoveQueueBuilder};

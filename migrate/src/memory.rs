@@ -3,26 +3,52 @@
 use crate::address::{Addr, Space};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Translates addresses to memory of this process.
 ///
 /// # Safety
-/// For as long as the map lives, what [`resolve`](Self::resolve) returned must be valid for reads and writes of
-/// `len_bytes` from any thread through raw pointers, and no Rust reference to those bytes may exist while a move
-/// covers them. Whoever queues moves over the map orders, by fences, moves (and other accesses) that touch the same
-/// bytes.
+/// What [`resolve`](Self::resolve) returned must be valid for reads and writes of `len_bytes` from any thread through raw
+/// pointers for as long as the map lives and the bytes belong to somebody, and no Rust reference to those bytes may exist
+/// while a move covers them. Bytes may be mapped for reading only where their owner lets nobody write them.
+///
+/// Whoever queues moves over the map owns the bytes that they touch, or acts for their owner, until the fences of those moves have
+/// signalled; and orders, by fences, moves (and other accesses) that touch the same bytes. So an engine may use what it has
+/// resolved for a chunk until it has answered for it.
 pub unsafe trait MemoryMap: Send + Sync {
     /// The memory of the `len_bytes` bytes from `addr` on; `None` when they are not all there, or not contiguous.
     fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>>;
 
     /// The file that holds the same bytes and the offset in it, for memory that can be mapped a second time. Without it the
     /// bytes have no other address than the one they resolve to.
-    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(BorrowedFd<'_>, u64)> {
+    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(MemoryFile<'_>, u64)> {
         let _ = (addr, len_bytes);
         None
+    }
+}
+
+/// A file that bytes can be mapped from.
+pub enum MemoryFile<'a> {
+    /// One that stays open as long as the map.
+    Borrowed(BorrowedFd<'a>),
+    /// One that may be closed when the bytes belong to nobody any more.
+    Shared(Arc<dyn AsFd + Send + Sync>),
+}
+
+impl AsFd for MemoryFile<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            MemoryFile::Borrowed(file) => *file,
+            MemoryFile::Shared(file) => file.as_fd(),
+        }
+    }
+}
+
+impl fmt::Debug for MemoryFile<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_fd().fmt(f)
     }
 }
 

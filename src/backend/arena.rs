@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::error::{Error, Result};
@@ -33,6 +33,8 @@ impl Arena {
         let memfd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(io("create a memfd"))?;
         ftruncate(&memfd, len_bytes).map_err(io("size a memfd"))?;
+        // udmabuf takes no file that could lose pages under it.
+        fcntl_add_seals(&memfd, SealFlags::SHRINK).map_err(io("seal a memfd"))?;
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: a new mapping of a new memfd, at an address of the kernel's choice, aliases nothing.
         let start = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, &memfd, 0) };

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, seek};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
@@ -102,13 +103,21 @@ impl DmaBuf {
     /// # Errors
     /// [`Error::Io`] without `/proc`, [`Error::NoDescriptorsLeft`].
     pub fn info(&self) -> Result<DmaBufInfo> {
-        let mut path = String::from("/proc/self/fdinfo/");
+        // Of this thread: the process's own is empty once its first thread has ended.
+        let mut path = String::from("/proc/thread-self/fdinfo/");
         write!(path, "{}", self.fd.as_raw_fd()).expect("a string takes everything");
         let text = std::fs::read_to_string(path).map_err(|error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
             Error::of_descriptor("read what the kernel tells of a dma-buf", errno)
         })?;
         Ok(DmaBufInfo::parse(&text))
+    }
+
+    /// Whether no reader or writer has to wait for anything: all fences of its bytes have signalled.
+    pub(crate) fn is_idle(&self) -> bool {
+        let mut asked = [PollFd::new(self, PollFlags::OUT)];
+        let answered = poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        answered.is_ok() && asked[0].revents().contains(PollFlags::OUT)
     }
 
     /// The descriptor itself.

@@ -1,12 +1,13 @@
 //! A device's memory as the engines and the CPU address it.
 
-use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use devpagemap_migrate::{Addr, MemoryMap, SysAddr, VramAddr};
+use devpagemap_migrate::{Addr, MemoryFile, MemoryMap, SysAddr, VramAddr};
 
 use super::Arena;
+use super::outside::{OutsideMemory, OutsidePages, OutsideRole, OutsideTable};
+use crate::error::Result;
 
 /// All memory of one device: its VRAM as far as the holder may see it, and its system memory.
 ///
@@ -19,6 +20,8 @@ pub struct DeviceMemory {
     vram_limit_bytes: u64,
     /// System memory. Constant.
     system: Arc<Arena>,
+    /// System memory that is not the arena's, behind its end. Its own lock.
+    outside: Arc<OutsideTable>,
 }
 
 impl DeviceMemory {
@@ -27,12 +30,27 @@ impl DeviceMemory {
         vram_limit_bytes: u64,
         system: Arc<Arena>,
     ) -> DeviceMemory {
-        DeviceMemory { vram, vram_limit_bytes, system }
+        let outside = OutsideTable::behind(system.len_bytes());
+        DeviceMemory { vram, vram_limit_bytes, system, outside }
     }
 
     /// The same system memory with another view of VRAM.
     pub fn with_vram(&self, vram: Arc<dyn MemoryMap>, vram_limit_bytes: u64) -> DeviceMemory {
-        DeviceMemory { vram: Some(vram), vram_limit_bytes, system: self.system.clone() }
+        let DeviceMemory { system, outside, .. } = self.clone();
+        DeviceMemory { vram: Some(vram), vram_limit_bytes, system, outside }
+    }
+
+    /// Maps pages that are not the arena's, for this and every other view of the device's memory.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSize`](crate::Error::InvalidSize), [`Error::Io`](crate::Error::Io).
+    pub(crate) fn map_outside(&self, memory: OutsideMemory) -> Result<Arc<OutsidePages>> {
+        self.outside.map(memory)
+    }
+
+    /// How many bytes of such pages are mapped now.
+    pub(crate) fn outside_bytes(&self, role: OutsideRole) -> u64 {
+        self.outside.mapped_bytes(role)
     }
 }
 
@@ -45,12 +63,15 @@ impl std::fmt::Debug for DeviceMemory {
     }
 }
 
-// SAFETY: VRAM pointers come from the driver's own MemoryMap, system pointers from the Arena; both are kept alive by self and
-// both check bounds.
+// SAFETY: VRAM pointers come from the driver's own MemoryMap, system pointers from the Arena, both kept alive by self, or from outside
+// pages, which are unmapped when nobody owns their bytes any more: who owns them gives them back behind the fences of all who use
+// them. Those that are mapped for reading only belong to buffers that refuse whoever would write. All check bounds.
 unsafe impl MemoryMap for DeviceMemory {
     fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>> {
         match addr {
-            Addr::System(SysAddr(offset)) => self.system.address(offset, len_bytes),
+            Addr::System(SysAddr(offset)) => {
+                self.system.address(offset, len_bytes).or_else(|| self.outside.address(offset, len_bytes))
+            }
             Addr::Vram(VramAddr(offset)) => {
                 let inside = offset.checked_add(len_bytes)? <= self.vram_limit_bytes;
                 self.vram.as_ref().filter(|_| inside)?.resolve(addr, len_bytes)
@@ -58,11 +79,16 @@ unsafe impl MemoryMap for DeviceMemory {
         }
     }
 
-    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(BorrowedFd<'_>, u64)> {
-        self.resolve(addr, len_bytes)?;
+    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(MemoryFile<'_>, u64)> {
         match addr {
-            Addr::System(SysAddr(offset)) => Some((self.system.memfd(), offset)),
-            Addr::Vram(_) => self.vram.as_ref()?.file(addr, len_bytes),
+            Addr::System(SysAddr(offset)) => match self.system.address(offset, len_bytes) {
+                Some(_) => Some((MemoryFile::Borrowed(self.system.memfd()), offset)),
+                None => self.outside.file(offset, len_bytes),
+            },
+            Addr::Vram(_) => {
+                self.resolve(addr, len_bytes)?;
+                self.vram.as_ref()?.file(addr, len_bytes)
+            }
         }
     }
 }

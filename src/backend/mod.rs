@@ -6,14 +6,30 @@ mod bar;
 #[cfg(not(any(loom, shuttle)))]
 mod dma_buf;
 #[cfg(not(any(loom, shuttle)))]
+mod dma_heap;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) mod drm;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) mod exporter;
+#[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
+mod outside;
 mod pieces;
 #[cfg(not(any(loom, shuttle)))]
 mod software;
 
 #[cfg(not(any(loom, shuttle)))]
+mod udmabuf;
+
+#[cfg(not(any(loom, shuttle)))]
 pub use dma_buf::{DmaBuf, DmaBufInfo};
+#[cfg(not(any(loom, shuttle)))]
+pub use dma_heap::HeapFound;
+#[cfg(not(any(loom, shuttle)))]
+pub use drm::{NodeFound, NodeKind};
+#[cfg(not(any(loom, shuttle)))]
+pub use exporter::Abilities;
 #[cfg(not(any(loom, shuttle)))]
 pub use jobs::JobMemory;
 pub use memory::DeviceMemory;
@@ -21,4 +37,9 @@ pub use memory::DeviceMemory;
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 
 pub(crate) use arena::Arena;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use dma_heap::{SystemHeap, heaps};
+pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use udmabuf::Udmabuf;

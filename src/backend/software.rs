@@ -6,12 +6,13 @@
 //!                  └ the BAR: a prefix of it, or windows (`bar.rs`)
 //! ```
 
-use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use devpagemap_fence::Fence;
-use devpagemap_migrate::{Addr, CopyEngine, CpuEngine, MemoryMap, SoftwareEngine, SysAddr, VramAddr};
+use devpagemap_migrate::{
+    Addr, CopyEngine, CpuEngine, MemoryFile, MemoryMap, SoftwareEngine, SysAddr, VramAddr,
+};
 
 use super::bar::SoftwareBar;
 use super::jobs::{JobMemory, Ring};
@@ -284,8 +285,8 @@ unsafe impl MemoryMap for VramArena {
         }
     }
 
-    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(BorrowedFd<'_>, u64)> {
+    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(MemoryFile<'_>, u64)> {
         self.resolve(addr, len_bytes)?;
-        Some((self.0.memfd(), addr.offset()))
+        Some((MemoryFile::Borrowed(self.0.memfd()), addr.offset()))
     }
 }

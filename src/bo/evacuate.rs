@@ -125,7 +125,10 @@ impl Transaction<'_, '_, '_> {
         until.merge(&self.manager.hide_windows(windows, &mut self.exec.split().1));
         let state = self.exec.set_mut().state_mut(slot);
         state.generation += 1;
-        if let Some(old) = state.resource.take() {
+        // What others see as a dma-buf stays what they see, whatever is in it.
+        if let Some(old) =
+            state.resource.take_if(|here| here.region == RegionKind::Vram || !buffer.is_exported())
+        {
             self.retire_lost(&buffer, old, until, drain);
         }
         let bytes = bytes.min(buffer.footprint_bytes);

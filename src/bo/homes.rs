@@ -88,7 +88,7 @@ impl Transaction<'_, '_, '_> {
     fn find_home_in_system(&mut self, slot: Slot) -> Result<Home> {
         let (set, mut held) = self.exec.split();
         let len_bytes = set.object(slot).footprint_bytes;
-        self.manager.system.take(len_bytes, &mut held, |state, taken| {
+        self.manager.take_pages(len_bytes, &mut held, |state, taken| {
             state.system_used_bytes += len_bytes;
             Home { slot, taken, region: RegionKind::System }
         })

@@ -3,10 +3,12 @@
 mod cpu_hint;
 mod evacuate;
 mod evict;
+mod exported;
 mod gtt;
 mod homes;
 mod make_way;
 mod object;
+mod outside;
 mod placement;
 mod plan;
 mod reach;

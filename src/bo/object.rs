@@ -19,6 +19,7 @@ use crate::manager::Manager;
 use crate::region::{RegionKind, Resource};
 use crate::share::Peers;
 use crate::size::Size;
+use crate::sync_file::Across;
 
 /// What the manager keeps of a buffer.
 pub(crate) struct BufferObject {
@@ -44,6 +45,9 @@ pub(crate) struct BufferObject {
     pub(crate) evictions: AtomicU64,
     /// How many maps keep it where it is. Raised under the reservation, lowered anywhere.
     pub(crate) holds: AtomicUsize,
+    /// How many of its dma-bufs somebody outside may have: one, but for the instant in which one is let go of. Raised under the
+    /// reservation, lowered anywhere.
+    pub(crate) exports: AtomicUsize,
     /// See [`WeakBuffer`](super::WeakBuffer).
     #[cfg(any(loom, shuttle))]
     pub(crate) watched: Arc<devpagemap_fence::sync::atomic::AtomicUsize>,
@@ -70,8 +74,13 @@ pub(crate) struct BoState {
     pub(crate) peers: Peers,
     /// Where the BAR shows parts of `resource`.
     pub(crate) windows: BufferWindows,
+    /// The dma-buf that it is, or was last.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) exported: Option<crate::share::Known>,
     /// The CPU mappings that show its bytes.
     pub(crate) followers: Followers,
+    /// The dma-buf whose reservation object hears of its fences, and whose fences it hears of; none while nobody outside has it.
+    pub(crate) across: Option<Arc<Across>>,
 }
 
 /// Why a buffer left VRAM for system memory.
@@ -129,6 +138,11 @@ impl BufferObject {
     pub(crate) fn caching(&self) -> Caching {
         self.caching
     }
+
+    /// Whether somebody outside may have it as a dma-buf.
+    pub(crate) fn is_exported(&self) -> bool {
+        self.exports.load(Ordering::Acquire) > 0
+    }
 }
 
 impl std::fmt::Debug for BufferObject {
@@ -183,10 +197,14 @@ impl Drop for BufferObject {
 #[derive(Clone, Debug)]
 pub struct Buffer(pub(crate) Arc<BufferObject>);
 
-#[cfg(any(loom, shuttle))]
 impl Drop for Buffer {
     fn drop(&mut self) {
+        #[cfg(any(loom, shuttle))]
         self.0.watched.fetch_add(1, devpagemap_fence::sync::atomic::Ordering::AcqRel);
+        #[cfg(not(any(loom, shuttle)))]
+        if self.0.is_exported() {
+            self.0.manager.exports.poke();
+        }
     }
 }
 
@@ -348,6 +366,7 @@ impl BufferBuilder {
             caching: self.caching,
             evictions: AtomicU64::new(0),
             holds: AtomicUsize::new(0),
+            exports: AtomicUsize::new(0),
             #[cfg(any(loom, shuttle))]
             watched: Arc::default(),
             reservation: Reservation::new(BoState::default()),

@@ -21,7 +21,7 @@ use std::ops::Range;
 
 use devpagemap_fence::Slot;
 
-use super::validate::{Pass, Transaction};
+use super::validate::{FENCES_PER_BUFFER, Pass, Transaction};
 use super::{Away, BufferObject, Place, Placement};
 use crate::cpu::Caching;
 use crate::error::{Error, Result};
@@ -86,7 +86,7 @@ impl Transaction<'_, '_, '_> {
         let in_vram = buffer.may_be_reached_in_vram(wish.caching);
         let is_new = self.resource(slot).is_none();
         let fell_back = match self.manager.cpu_access {
-            _ if !in_vram && self.is_in_system_memory(slot) => None,
+            _ if self.stays_for_outsiders(slot) || !in_vram && self.is_in_system_memory(slot) => None,
             _ if !in_vram => self.reach_in_system_memory(slot, &buffer, Away::ForCpu).map(|()| None)?,
             CpuAccess::Visible => {
                 let in_sight = self.in_sight(&buffer).map_or(Cow::Borrowed(buffer.placement()), Cow::Owned);
@@ -210,6 +210,10 @@ impl Transaction<'_, '_, '_> {
     /// As [`Transaction::validate`].
     pub(crate) fn validate_for_gpu(&mut self, slot: Slot) -> Result<()> {
         let buffer = self.exec.set().arc(slot);
+        if self.stays_for_outsiders(slot) {
+            self.exec.set().state(slot).check_not_lost()?;
+            return self.reserve_fences(slot, FENCES_PER_BUFFER);
+        }
         let hinted = self.exec.set().state(slot).cpu.is_alive();
         let stays_in_system = hinted && self.is_in_system_memory(slot);
         let placement = match stays_in_system {

@@ -11,7 +11,11 @@ use crate::region::{GhostId, Lru, Pin, RegionKind, Resource, SystemState, Unreap
 impl Manager {
     /// Takes a resource out of its region; its bytes are free once `fences` have signalled. For destructors and fence
     /// callbacks: takes the region lock, under any reservation.
-    pub(crate) fn retire(&self, resource: Resource, fences: FenceSet) {
+    pub(crate) fn retire(&self, mut resource: Resource, fences: FenceSet) {
+        if let Some(pages) = resource.outside.take() {
+            // They are nobody else's to be given: whoever drops them last unmaps them.
+            return fences.when_signaled(move || drop(pages));
+        }
         let mut held = Held::in_destructor();
         match resource.region {
             RegionKind::Vram => drop(self.retire_from_vram(&resource, fences)),

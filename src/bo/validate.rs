@@ -172,6 +172,9 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
 
     fn is_at(&self, slot: Slot, place: &Place) -> bool {
         let Some(resource) = self.resource(slot) else { return false };
+        if place.region != RegionKind::Vram && resource.is_outside() {
+            return true;
+        }
         if resource.region != place.region {
             return false;
         }
@@ -239,9 +242,10 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         }
     }
 
-    fn check_not_pinned(&mut self, slot: Slot, buffer: &Arc<BufferObject>) -> Result<()> {
+    pub(super) fn check_not_pinned(&mut self, slot: Slot, buffer: &Arc<BufferObject>) -> Result<()> {
         let Some(region) = self.region(slot) else { return Ok(()) };
-        match buffer.holds.load(Ordering::Acquire) > 0 || self.is_pinned(slot) {
+        let is_held = buffer.holds.load(Ordering::Acquire) > 0 || self.stays_outside(slot);
+        match is_held || self.is_pinned(slot) {
             true => Err(Error::Pinned { buffer: buffer.id(), region }),
             false => Ok(()),
         }
@@ -265,18 +269,19 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         Some(Found::Memory(resource, after))
     }
 
-    /// Pages in system memory; the ones it has, if it is there already.
+    /// Pages of the arena; the ones it has, if it is there already.
     pub(super) fn take_system(
         &mut self,
         slot: Slot,
         buffer: &Arc<BufferObject>,
         region: RegionKind,
     ) -> Result<Found> {
-        if self.region(slot).is_some_and(|here| here != RegionKind::Vram) {
+        let in_arena = |here: &Resource| here.region != RegionKind::Vram && !here.is_outside();
+        if self.resource(slot).is_some_and(in_arena) {
             return Ok(Found::SamePages(region));
         }
         let (_, mut held) = self.exec.split();
-        self.manager.system.take(buffer.footprint_bytes, &mut held, |state, taken| {
+        self.manager.take_pages(buffer.footprint_bytes, &mut held, |state, taken| {
             let node = state.enter(region, buffer);
             let after = taken.after();
             Found::Memory(Resource::new(region, taken.spans, node), after)
@@ -295,13 +300,19 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         }
     }
 
-    fn give_up_gtt(&mut self, buffer: &Arc<BufferObject>) {
+    pub(super) fn give_up_gtt(&mut self, buffer: &Arc<BufferObject>) {
         let (_, mut held) = self.exec.split();
         self.manager.system.state.lock(&mut held).give_up_gtt(buffer.footprint_bytes);
     }
 
     /// Moves the bytes into `new` and makes the old place a ghost.
-    fn move_bytes(&mut self, slot: Slot, buffer: &Arc<BufferObject>, new: Resource, after: FenceSet) {
+    pub(super) fn move_bytes(
+        &mut self,
+        slot: Slot,
+        buffer: &Arc<BufferObject>,
+        new: Resource,
+        after: FenceSet,
+    ) {
         let comes_back = (new.region == RegionKind::Vram).then(|| self.comes_back(slot, buffer)).flatten();
         let reason = self.moving_for.or(comes_back);
         let (old, fence) = self.moving_for(reason, |transaction| {

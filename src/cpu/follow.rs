@@ -26,14 +26,18 @@ impl Followers {
         self.may_have_written |= writable;
     }
 
+    /// Whether a mapping shows the buffer's bytes, or will.
+    pub(crate) fn are_any(&self) -> bool {
+        self.mappings.iter().any(|follower| follower.strong_count() > 0)
+    }
+
     fn alive(&self) -> Vec<Arc<Mapping>> {
         self.mappings.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Whether the CPU may have written through one since this was asked last.
     pub(crate) fn may_have_written(&mut self) -> bool {
-        let all_gone = self.mappings.iter().all(|follower| follower.strong_count() == 0);
-        let may_again = self.may_have_written && !all_gone;
+        let may_again = self.may_have_written && self.are_any();
         std::mem::replace(&mut self.may_have_written, may_again)
     }
 }

@@ -1,11 +1,13 @@
 //! The piece of a region that holds a buffer's bytes now.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use devpagemap_allocator::Span;
 use devpagemap_migrate::{Addr, Extent, ExtentList, SysAddr, VramAddr};
 
 use super::{NodeKey, RegionKind, bytes_of, total_bytes};
+use crate::backend::OutsidePages;
 
 /// Memory that one buffer owns in one region. It must be handed back to its region; the owner is the buffer's state,
 /// under its reservation.
@@ -19,6 +21,8 @@ pub(crate) struct Resource {
     pub(crate) extents: ExtentList,
     /// Its place in the region's LRU; `None` in System, which nobody is evicted from. The reservation.
     pub(crate) node: Option<NodeKey>,
+    /// The pages, if they are not the arena's: they are on no heap and no LRU, and part of no budget of GTT. Constant.
+    pub(crate) outside: Option<Arc<OutsidePages>>,
 }
 
 impl Resource {
@@ -31,7 +35,20 @@ impl Resource {
             };
             extents.push(Extent { addr, len_bytes: span.len_bytes });
         }
-        Resource { region, spans, extents, node }
+        Resource { region, spans, extents, node, outside: None }
+    }
+
+    /// The first `len_bytes` of outside pages, which the GPU reaches as it does GTT.
+    pub(crate) fn in_outside(pages: &Arc<OutsidePages>, len_bytes: u64) -> Resource {
+        debug_assert!(len_bytes <= pages.len_bytes(), "{len_bytes} bytes are not in {pages:?}");
+        let span = Span { start_bytes: pages.at().0, len_bytes };
+        let outside = Some(pages.clone());
+        Resource { outside, ..Resource::new(RegionKind::Gtt, vec![span], None) }
+    }
+
+    /// Whether its bytes are in system memory that is not the arena's.
+    pub(crate) fn is_outside(&self) -> bool {
+        self.outside.is_some()
     }
 
     pub(crate) fn len_bytes(&self) -> u64 {

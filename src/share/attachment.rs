@@ -170,20 +170,25 @@ impl Buffer {
         if !Arc::ptr_eq(manager, &peer.manager) {
             return Err(Error::ForeignPeer { importer: peer.joined.name.clone() });
         }
-        let attached = Attached {
-            id: manager.next_peer_id(),
-            joined: peer.joined.clone(),
-            detached: AtomicBool::new(false),
-            revoked: AtomicUsize::new(0),
-            leavings: Lock::new("attachment", Leavings::default()),
-        };
-        let attachment = Attachment { attached: Arc::new(attached), buffer: self.clone() };
+        let attachment = Attachment::new(self, &peer.joined);
         self.transact(|transaction, slot| transaction.enter_peer(slot, &attachment.attached))?;
         Ok(attachment)
     }
 }
 
 impl Attachment {
+    /// Of an importer to a buffer that does not know of it yet: see [`Transaction::enter_peer`](crate::bo::Transaction::enter_peer).
+    pub(super) fn new(buffer: &Buffer, joined: &Arc<Joined>) -> Attachment {
+        let attached = Attached {
+            id: buffer.0.manager.next_peer_id(),
+            joined: joined.clone(),
+            detached: AtomicBool::new(false),
+            revoked: AtomicUsize::new(0),
+            leavings: Lock::new("attachment", Leavings::default()),
+        };
+        Attachment { attached: Arc::new(attached), buffer: buffer.clone() }
+    }
+
     /// Unique on its device; never reused.
     pub fn id(&self) -> u64 {
         self.attached.id

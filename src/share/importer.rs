@@ -147,6 +147,12 @@ impl Peer {
         Ok(Peer { manager, joined: Arc::new(joined), _importer: importer })
     }
 
+    /// What attachments know of it.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn joined(&self) -> &Arc<Joined> {
+        &self.joined
+    }
+
     /// Unique on its device; never reused.
     pub fn id(&self) -> u64 {
         self.joined.id

@@ -10,6 +10,7 @@
 //! | `map.rs`, `in_bar.rs`, `elsewhere.rs`, `staged.rs`, `fresh.rs` | the ways: the BAR, a private link, system memory, a copy |
 //! | `scatter.rs`, `group.rs` | lists of addresses, and several buffers as one |
 //! | `invalidate.rs`, `reroute.rs`, `pinned.rs` | telling importers to let go, and those who cannot be told |
+//! | `export/` | buffers as dma-bufs, for importers outside of this process |
 //! | `demote.rs`, `promote.rs` | leaving the BAR for others, and coming back |
 //!
 //! ```text
@@ -32,6 +33,7 @@ mod attachment;
 mod demote;
 mod elsewhere;
 mod explain;
+mod export;
 mod fresh;
 mod group;
 mod importer;
@@ -47,6 +49,9 @@ mod scatter;
 mod staged;
 
 pub use attachment::Attachment;
+#[cfg(not(any(loom, shuttle)))]
+pub use export::{Export, Offers};
+pub use export::{ExportRequest, PassedOver, Via, WhyNot};
 pub use group::{GroupAttachment, GroupMap};
 pub use importer::{Importer, InvalidateReason, Invalidated, Peer};
 pub use map::PeerMapRequest;
@@ -54,6 +59,10 @@ pub use peer_map::{PeerAddr, PeerExtent, PeerMap};
 
 pub(crate) use attachment::Peers;
 pub(crate) use explain::Pagemaps;
+#[cfg(any(loom, shuttle))]
+pub use export::{ExportTable, Kept};
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use export::{Exports, Known};
 pub(crate) use pinned::{PinWatch, ShortPins};
 pub(crate) use promote::Promoter;
 pub(crate) use reroute::SharedBuffers;

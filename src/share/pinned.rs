@@ -128,11 +128,19 @@ impl Transaction<'_, '_, '_> {
 
     /// Brings the buffer to system memory, to stay there.
     fn come_to_system(&mut self, slot: Slot, attached: &Attached, buffer: &BufferObject) -> Result<()> {
+        self.check_may_be_held_in_system(slot, attached)?;
+        self.bring_to_system(slot, buffer)
+    }
+
+    /// # Errors
+    /// [`Error::NotPeerCapable`] for a buffer that has to be where the BAR shows it.
+    pub(super) fn check_may_be_held_in_system(&self, slot: Slot, attached: &Attached) -> Result<()> {
+        let buffer = self.exec.set().object(slot);
         if buffer.tags.p2p() == P2p::Require || self.is_required_by_another(slot, attached) {
             let why = "an importer that cannot be told holds system memory, and others need the BAR";
             return Err(Error::NotPeerCapable { buffer: buffer.id(), why });
         }
-        self.bring_to_system(slot, buffer)
+        Ok(())
     }
 
     /// What keeps the buffer where it is for one map of an importer that is not told.

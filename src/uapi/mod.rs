@@ -5,6 +5,7 @@
 
 pub(crate) mod dma_buf;
 pub(crate) mod dma_heap;
+pub(crate) mod dumb;
 pub(crate) mod sw_sync;
 pub(crate) mod sync_file;
 pub(crate) mod udmabuf;

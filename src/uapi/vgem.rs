@@ -1,10 +1,11 @@
 //! `drm/vgem_drm.h`: fences on vgem's buffers that a program signals itself. Only for nodes whose driver is `vgem`.
 
 use std::mem::size_of;
-use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, opcode};
+
+use crate::backend::drm::VgemNode;
 
 /// `DRM_COMMAND_BASE`, where a driver's own calls begin, in DRM's group.
 const BASE: u8 = 0x40;
@@ -41,11 +42,11 @@ const _: () = assert!(ATTACH == 0xc010_6441 && SIGNAL == 0x4008_6442);
 ///
 /// # Errors
 /// `ENOENT` when there is no such buffer, `EBUSY` when it has fences that this one would have to wait for.
-pub(crate) fn attach_fence(vgem: BorrowedFd<'_>, handle: u32, write: bool) -> Result<u32, Errno> {
+pub(crate) fn attach_fence(vgem: &VgemNode, handle: u32, write: bool) -> Result<u32, Errno> {
     let flags = if write { FENCE_WRITE } else { 0 };
     let mut argument = Attach { handle, flags, out_fence: 0, pad: 0 };
-    // SAFETY: ATTACH is DRM_IOCTL_VGEM_FENCE_ATTACH, which reads and writes its struct (pinned above); the caller has looked at the name
-    // of the node's driver.
+    // SAFETY: ATTACH is DRM_IOCTL_VGEM_FENCE_ATTACH, which reads and writes its struct (pinned above); a VgemNode's driver is
+    // vgem.
     unsafe { ioctl::ioctl(vgem, ioctl::Updater::<ATTACH, _>::new(&mut argument)) }?;
     Ok(argument.out_fence)
 }
@@ -54,8 +55,7 @@ pub(crate) fn attach_fence(vgem: BorrowedFd<'_>, handle: u32, write: bool) -> Re
 ///
 /// # Errors
 /// `ENOENT` when there is no such fence any more, `ETIMEDOUT` when the kernel had signalled it first, at its [expiry](EXPIRY).
-pub(crate) fn signal_fence(vgem: BorrowedFd<'_>, fence: u32) -> Result<(), Errno> {
-    // SAFETY: SIGNAL is DRM_IOCTL_VGEM_FENCE_SIGNAL, which reads its struct (pinned above); the caller has looked at the name of the node's
-    // driver.
+pub(crate) fn signal_fence(vgem: &VgemNode, fence: u32) -> Result<(), Errno> {
+    // SAFETY: SIGNAL is DRM_IOCTL_VGEM_FENCE_SIGNAL, which reads its struct (pinned above); a VgemNode's driver is vgem.
     unsafe { ioctl::ioctl(vgem, ioctl::Setter::<SIGNAL, _>::new(Signal { fence, flags: 0 })) }
 }

@@ -1,10 +1,11 @@
 //! `drm/virtgpu_drm.h`: what a virtio-gpu can do, and its blobs. Only for nodes whose driver is `virtio_gpu`.
 
 use std::mem::size_of;
-use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, opcode};
+
+use crate::backend::drm::VirtioGpuNode;
 
 /// `DRM_COMMAND_BASE`, where a driver's own calls begin, in DRM's group.
 const BASE: u8 = 0x40;
@@ -88,11 +89,11 @@ pub(crate) enum Param {
 ///
 /// # Errors
 /// `EINVAL` when the kernel does not know it.
-pub(crate) fn get_param(virtio_gpu: BorrowedFd<'_>, param: Param) -> Result<u64, Errno> {
+pub(crate) fn get_param(virtio_gpu: &VirtioGpuNode, param: Param) -> Result<u64, Errno> {
     let mut value: u32 = 0;
     let mut argument = GetParam { param: param as u64, value: (&raw mut value) as u64 };
     // SAFETY: GETPARAM is DRM_IOCTL_VIRTGPU_GETPARAM, which reads its struct (pinned above) and writes an `int` to the address in `value`;
-    // the caller has looked at the name of the node's driver.
+    // a VirtioGpuNode's driver is virtio_gpu.
     unsafe { ioctl::ioctl(virtio_gpu, ioctl::Updater::<GETPARAM, _>::new(&mut argument)) }?;
     Ok(u64::from(value))
 }
@@ -101,7 +102,7 @@ pub(crate) fn get_param(virtio_gpu: BorrowedFd<'_>, param: Param) -> Result<u64,
 ///
 /// # Errors
 /// `EINVAL` when the device has no blobs.
-pub(crate) fn create_guest_blob(virtio_gpu: BorrowedFd<'_>, len_bytes: u64) -> Result<u32, Errno> {
+pub(crate) fn create_guest_blob(virtio_gpu: &VirtioGpuNode, len_bytes: u64) -> Result<u32, Errno> {
     let mut argument = CreateBlob {
         blob_mem: BLOB_MEM_GUEST,
         blob_flags: BLOB_MAPPABLE | BLOB_SHAREABLE,
@@ -114,7 +115,7 @@ pub(crate) fn create_guest_blob(virtio_gpu: BorrowedFd<'_>, len_bytes: u64) -> R
         blob_id: 0,
     };
     // SAFETY: CREATE_BLOB is DRM_IOCTL_VIRTGPU_RESOURCE_CREATE_BLOB, which reads and writes its struct (pinned above); no command is given.
-    // The caller has looked at the name of the node's driver.
+    // A VirtioGpuNode's driver is virtio_gpu.
     unsafe { ioctl::ioctl(virtio_gpu, ioctl::Updater::<CREATE_BLOB, _>::new(&mut argument)) }?;
     Ok(argument.bo_handle)
 }
@@ -123,10 +124,10 @@ pub(crate) fn create_guest_blob(virtio_gpu: BorrowedFd<'_>, len_bytes: u64) -> R
 ///
 /// # Errors
 /// `ENOENT` when there is none.
-pub(crate) fn resource_size(virtio_gpu: BorrowedFd<'_>, handle: u32) -> Result<u32, Errno> {
+pub(crate) fn resource_size(virtio_gpu: &VirtioGpuNode, handle: u32) -> Result<u32, Errno> {
     let mut argument = ResourceInfo { bo_handle: handle, res_handle: 0, size: 0, blob_mem: 0 };
-    // SAFETY: RESOURCE_INFO is DRM_IOCTL_VIRTGPU_RESOURCE_INFO, which reads and writes its struct (pinned above); the caller has looked at
-    // the name of the node's driver.
+    // SAFETY: RESOURCE_INFO is DRM_IOCTL_VIRTGPU_RESOURCE_INFO, which reads and writes its struct (pinned above); a VirtioGpuNode's driver
+    // is virtio_gpu.
     unsafe { ioctl::ioctl(virtio_gpu, ioctl::Updater::<RESOURCE_INFO, _>::new(&mut argument)) }?;
     Ok(argument.size)
 }
@@ -135,10 +136,9 @@ pub(crate) fn resource_size(virtio_gpu: BorrowedFd<'_>, handle: u32) -> Result<u
 ///
 /// # Errors
 /// `ENOENT` when there is none.
-pub(crate) fn map_offset(virtio_gpu: BorrowedFd<'_>, handle: u32) -> Result<u64, Errno> {
+pub(crate) fn map_offset(virtio_gpu: &VirtioGpuNode, handle: u32) -> Result<u64, Errno> {
     let mut argument = Map { offset: 0, handle, pad: 0 };
-    // SAFETY: MAP is DRM_IOCTL_VIRTGPU_MAP, which reads and writes its struct (pinned above); the caller has looked at the name of the node's
-    // driver.
+    // SAFETY: MAP is DRM_IOCTL_VIRTGPU_MAP, which reads and writes its struct (pinned above); a VirtioGpuNode's driver is virtio_gpu.
     unsafe { ioctl::ioctl(virtio_gpu, ioctl::Updater::<MAP, _>::new(&mut argument)) }?;
     Ok(argument.offset)
 }

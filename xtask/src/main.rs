@@ -14,6 +14,7 @@
 //! | `tool.rs` | those two, and how the code is built for them |
 //! | `models.rs`, `model_table.rs` | the lists of models and mutants, and the tables in the documentation |
 //! | `verdict.rs` | what the end of an exploration says |
+//! | `vm/` | the kernel tests, in guests that boot real kernels |
 
 mod bench;
 mod cargo;
@@ -28,6 +29,7 @@ mod steps;
 mod tally;
 mod tool;
 mod verdict;
+mod vm;
 
 use explore::Wanted;
 use std::process::ExitCode;
@@ -42,6 +44,9 @@ usage: cargo xtask <command>
                    --write-table instead of FILTER: all, and their figures into docs/lock-order.md
   bench [FILTER]   the benchmarks, and a table of all of them; FILTER is a part of an operation's name; further
                    arguments go to the programs: --long, --rounds N, --blocks
+  vm [FILTER]      the kernel tests in a guest with Debian's kernel; FILTER is a part of a test's name
+                   --own-kernel: with our own build of its source, which takes minutes the first time
+                   --kvm: on the processor itself, where that works
   ci               what .ci/run runs: test, in full";
 
 fn main() -> ExitCode {
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
         ["test", "--quick"] => steps::run(steps::Extent::Quick),
         ["loom", ref rest @ ..] if rest.len() <= 1 => explore_alone("loom", &LOOM, rest.first()),
         ["shuttle", ref rest @ ..] if rest.len() <= 1 => explore_alone("shuttle", &SHUTTLE, rest.first()),
+        ["vm", ref arguments @ ..] => in_guests(arguments),
         ["bench", ref arguments @ ..] => bench::run(arguments),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
@@ -75,4 +81,10 @@ fn explore_alone(name: &'static str, tool: &Tool, argument: Option<&&str>) -> Ex
     setup::need_a_c_compiler();
     let step = report::Step::timed(name, || explore::run(tool, &wanted));
     report::finish(&[step])
+}
+
+fn in_guests(arguments: &[&str]) -> ExitCode {
+    let Some(options) = vm::Options::parse(arguments) else { return misused() };
+    setup::need_a_c_compiler();
+    report::finish(&[report::Step::timed("kernel tests", || vm::run(&options))])
 }

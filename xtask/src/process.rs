@@ -66,11 +66,19 @@ pub struct Captured {
 /// # Errors
 /// Why it could not be started or waited for.
 pub fn run_captured(command: &mut Command, limit: Duration) -> Result<Captured, String> {
+    run_watched(command, limit, false)
+}
+
+/// As [`run_captured`]; what it prints is passed on as it comes when `is_shown`.
+///
+/// # Errors
+/// Why it could not be started or waited for.
+pub fn run_watched(command: &mut Command, limit: Duration, is_shown: bool) -> Result<Captured, String> {
     let begin = Instant::now();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| not_started(command, &error))?;
-    let stdout = collect(child.stdout.take().expect("the output is piped"));
-    let stderr = collect(child.stderr.take().expect("the output is piped"));
+    let stdout = collect(child.stdout.take().expect("the output is piped"), is_shown);
+    let stderr = collect(child.stderr.take().expect("the output is piped"), is_shown);
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break Some(status),
@@ -90,12 +98,22 @@ pub fn run_captured(command: &mut Command, limit: Duration) -> Result<Captured, 
     Ok(Captured { status, output: String::from_utf8_lossy(&output).into_owned(), took })
 }
 
-fn collect(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+fn collect(mut stream: impl Read + Send + 'static, is_shown: bool) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What could be read until then is worth having.
-        let _cut_short = stream.read_to_end(&mut bytes);
-        bytes
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 8192]);
+        loop {
+            match stream.read(&mut buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                // What could be read until an error is worth having.
+                Ok(0) | Err(_) => break bytes,
+                Ok(len) => {
+                    if is_shown {
+                        pass_on(&buffer[..len]);
+                    }
+                    bytes.extend_from_slice(&buffer[..len]);
+                }
+            }
+        }
     })
 }
 

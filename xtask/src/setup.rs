@@ -46,6 +46,26 @@ pub fn has_component(subcommand: &str, component: &str) -> Result<(), String> {
     Err(reason)
 }
 
+/// The folder with libgbm and the driver of Mesa's that serves a device without a driver of its own.
+///
+/// # Errors
+/// What is missing.
+pub fn image_libraries() -> Result<PathBuf, String> {
+    let output = Command::new("cc").arg("-print-file-name=libgbm.so").stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("cc could not be started: {error}"))?;
+    // The compiler prints a name without a folder for what it does not find.
+    let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    let folder = path.parent().filter(|folder| folder.is_absolute());
+    let folder = folder.and_then(|folder| folder.canonicalize().ok()).ok_or("no libgbm.so (libgbm-dev)")?;
+    let driver = folder.join("dri/kms_swrast_dri.so");
+    if driver.exists() { Ok(folder) } else { Err(format!("no {} (libgl1-mesa-dri)", driver.display())) }
+}
+
+/// What cargo is told of features, so that everything that this machine can link is built and tested.
+pub fn features() -> &'static [&'static str] {
+    &[]
+}
+
 /// The recordings that tests replay.
 ///
 /// # Errors
@@ -58,14 +78,16 @@ pub fn recordings() -> Result<PathBuf, String> {
     if dir.is_dir() { Ok(dir) } else { Err(format!("no directory {} ({origin})", dir.display())) }
 }
 
-fn runs(program: &str, arguments: &[&str]) -> bool {
+/// Whether a program runs well with these arguments.
+pub fn runs(program: &str, arguments: &[&str]) -> bool {
     let mut command = Command::new(program);
     let status =
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }
 
-fn is_root() -> bool {
+/// Whether packages may be installed.
+pub fn is_root() -> bool {
     let id = Command::new("id").arg("-u").stdin(Stdio::null()).output();
     id.is_ok_and(|id| id.stdout.trim_ascii() == b"0")
 }

@@ -5,6 +5,7 @@ use crate::explore::{self, Wanted};
 use crate::report::{Outcome, Step, finish};
 use crate::tally::Tally;
 use crate::tool::{LOOM, SHUTTLE, Tool};
+use crate::vm::{self, Preparation};
 use crate::{main_job, process, setup};
 use std::process::{Command, ExitCode};
 
@@ -25,12 +26,18 @@ const EXAMPLES: [&str; 2] = ["over_commit", "driver"];
 /// Checks the project; what fails does not keep the rest from being checked.
 pub fn run(extent: Extent) -> ExitCode {
     setup::need_a_c_compiler();
-    let mut steps = vec![
+    let mut steps = Vec::new();
+    let mut kernels = None;
+    if extent == Extent::Full {
+        steps.push(Step::timed("packages", vm::packages));
+        kernels = Some(Preparation::begin());
+    }
+    steps.extend([
         Step::timed("rustfmt", rustfmt),
         Step::timed("clippy", clippy),
         Step::timed("recordings", recordings),
         Step::timed("tests", || tests(extent)),
-    ];
+    ]);
     if extent == Extent::Full {
         steps.push(Step::timed("rustdoc", rustdoc));
         steps.push(Step::timed("examples", examples));
@@ -40,6 +47,8 @@ pub fn run(extent: Extent) -> ExitCode {
         steps.push(Step::timed("loom", || explore::run(&LOOM, &Wanted::Matching(""))));
         steps.push(Step::timed("shuttle", || explore::run(&SHUTTLE, &Wanted::Matching(""))));
     }
+    // Last, so that kernels that had to be built are there by now.
+    steps.extend(kernels.into_iter().flat_map(Preparation::steps));
     finish(&steps)
 }
 
@@ -60,7 +69,11 @@ fn rustfmt() -> Outcome {
 
 fn clippy() -> Outcome {
     match setup::has_component("clippy", "clippy") {
-        Ok(()) => outcome_of(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+        Ok(()) => outcome_of(
+            cargo(&["clippy", "--workspace", "--all-targets"])
+                .args(setup::features())
+                .args(["--", "-D", "warnings"]),
+        ),
         Err(reason) => Outcome::skipped(reason),
     }
 }
@@ -80,6 +93,7 @@ fn clippy_for(tool: &Tool) -> Outcome {
 fn rustdoc() -> Outcome {
     // Libraries only: the command's page would overwrite that of the library of the same name.
     let mut command = cargo(&["doc", "--workspace", "--no-deps", "--lib"]);
+    command.args(setup::features());
     let given = std::env::var("RUSTDOCFLAGS").unwrap_or_default();
     outcome_of(command.env("RUSTDOCFLAGS", format!("{given} -D warnings").trim_start()))
 }
@@ -100,6 +114,7 @@ fn recordings() -> Outcome {
 
 fn tests(extent: Extent) -> Outcome {
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    command.args(setup::features());
     if extent == Extent::Full {
         command.env("DEVPAGEMAP_LONG", "1").env("DEVPAGEMAP_STRESS_SECONDS", STRESS_SECONDS);
     } else {

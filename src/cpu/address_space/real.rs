@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -101,7 +101,7 @@ impl AddressSpace {
             let Some((file, offset)) = memory.file(extent.addr, extent.len_bytes) else {
                 unreachable!("{extent:?} has a file: a place without one is never pointed at");
             };
-            self.point_at_file(at, len, file, offset)?;
+            self.point_at_file(at, len, file.as_fd(), offset)?;
             at += len;
         }
         Ok(())

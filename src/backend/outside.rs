@@ -1,0 +1,305 @@
+//! Pages that are not the arena's: a dma-buf, or another file in memory, mapped into this process.
+//!
+//! They are addressed like all system memory, behind the end of the arena:
+//!
+//! ```text
+//!   SysAddr  0             arena's end          base
+//!            ├─── arena ───┤    (nothing)        ├─ pages ─┤guard├─ pages ─┤guard├ (never used again) ┤guard├─ pages ─┤ ...
+//! ```
+//!
+//! An address is given out once, so one that outlives its pages leads nowhere, and never to somebody else's. Between two ranges
+//! there is a page that nobody has, so no run of bytes goes from one into the next.
+//!
+//! [`OutsideTable`] knows where the ranges are mapped. A lock without a level protects it, held for one look into a map and never around
+//! a system call; who resolves an address of the arena does not take it. A range leaves the table before it is unmapped. Whoever has
+//! resolved an address before that relies on [`MemoryMap`](devpagemap_migrate::MemoryMap)'s promise: the bytes belong to somebody, and who
+//! owns them gives them back behind the fences of all who use them.
+//!
+//! The last owner unmaps, wherever that is: often in the callback of a fence. Nothing of that waits for a fence, or takes a lock of
+//! this library but the table's.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_fence::Outside;
+use devpagemap_migrate::{MemoryFile, SysAddr};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+#[cfg(not(any(loom, shuttle)))]
+use super::DmaBuf;
+#[cfg(not(any(loom, shuttle)))]
+use super::exporter::Window;
+use crate::error::{Error, Result};
+
+/// What outside pages begin at a multiple of.
+const BASE_ALIGN_BYTES: u64 = 1 << 30;
+
+/// Why a device has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutsideRole {
+    /// Somebody else made them, and this device's buffers use them.
+    Imported,
+    /// They hold a buffer of this device that others use.
+    Exported,
+}
+
+/// The file behind outside pages.
+#[derive(Clone)]
+pub(crate) enum OutsideFile {
+    /// A dma-buf: the CPU says when it begins and ends to use the bytes.
+    #[cfg(not(any(loom, shuttle)))]
+    DmaBuf(Arc<DmaBuf>),
+    /// A dma-buf that may be read only, and where its driver's node shows the same bytes to be written.
+    #[cfg(not(any(loom, shuttle)))]
+    Window(Window, Arc<DmaBuf>),
+    /// A memfd.
+    Plain(Arc<OwnedFd>),
+}
+
+impl OutsideFile {
+    /// Where in the file the first byte is.
+    fn offset_bytes(&self) -> u64 {
+        match self {
+            #[cfg(not(any(loom, shuttle)))]
+            OutsideFile::Window(window, _) => window.offset_bytes,
+            _ => 0,
+        }
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            #[cfg(not(any(loom, shuttle)))]
+            OutsideFile::DmaBuf(dma_buf) => dma_buf.as_fd(),
+            #[cfg(not(any(loom, shuttle)))]
+            OutsideFile::Window(window, _) => window.device.as_fd(),
+            OutsideFile::Plain(file) => file.as_fd(),
+        }
+    }
+
+    fn shared(&self) -> MemoryFile<'static> {
+        match self {
+            #[cfg(not(any(loom, shuttle)))]
+            OutsideFile::DmaBuf(dma_buf) => MemoryFile::Shared(dma_buf.clone()),
+            #[cfg(not(any(loom, shuttle)))]
+            OutsideFile::Window(window, _) => MemoryFile::Shared(window.device.clone()),
+            OutsideFile::Plain(file) => MemoryFile::Shared(file.clone()),
+        }
+    }
+}
+
+/// Outside pages that are to be mapped.
+pub(crate) struct OutsideMemory {
+    pub(crate) file: OutsideFile,
+    /// Whole pages.
+    pub(crate) len_bytes: u64,
+    pub(crate) writable: bool,
+    pub(crate) role: OutsideRole,
+    /// What the pages need to exist, as the handle of a buffer of another driver.
+    pub(crate) keep: Box<dyn Any + Send + Sync>,
+}
+
+/// Outside pages, mapped until this is dropped.
+pub(crate) struct OutsidePages {
+    /// Where they are mapped. Constant.
+    start: NonNull<u8>,
+    /// Constant.
+    len_bytes: u64,
+    /// Constant.
+    at: SysAddr,
+    /// Constant.
+    writable: bool,
+    /// Constant.
+    role: OutsideRole,
+    /// Who resolves `at`. Constant.
+    table: Arc<OutsideTable>,
+    /// Goes after the mapping. Constant.
+    file: OutsideFile,
+    /// Goes last. Constant.
+    _keep: Box<dyn Any + Send + Sync>,
+}
+
+// SAFETY: addresses and lengths; the bytes are reached only through raw pointers, and who may touch which when is decided by the fences
+// of the buffers that own them, on every thread alike. File and `keep` are Send and Sync.
+unsafe impl Send for OutsidePages {}
+// SAFETY: as above; no method hands out a reference to the mapped bytes.
+unsafe impl Sync for OutsidePages {}
+
+impl OutsidePages {
+    /// Their first address.
+    pub(crate) fn at(&self) -> SysAddr {
+        self.at
+    }
+
+    pub(crate) fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Whether anybody may write them.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The dma-buf that they are, if they are one.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn dma_buf(&self) -> Option<&Arc<DmaBuf>> {
+        match &self.file {
+            OutsideFile::DmaBuf(dma_buf) | OutsideFile::Window(_, dma_buf) => Some(dma_buf),
+            OutsideFile::Plain(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for OutsidePages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutsidePages")
+            .field("at", &self.at)
+            .field("len_bytes", &self.len_bytes)
+            .field("writable", &self.writable)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for OutsidePages {
+    fn drop(&mut self) {
+        self.table.forget(self);
+        // SAFETY: start and len_bytes are what mmap returned and got. Nobody finds the range any more, and who has found it was done
+        // before its last owner let go: see the head of the module.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len_bytes as usize) };
+        debug_assert!(unmapped.is_ok(), "unmapping outside pages failed: {unmapped:?}");
+    }
+}
+
+/// Where the outside pages of one device are mapped.
+pub(crate) struct OutsideTable {
+    /// The first address that it ever gives out. Constant.
+    base: u64,
+    ranges: Outside<Ranges>,
+    /// Bytes that are mapped now. Statistics.
+    imported_bytes: AtomicU64,
+    /// Likewise.
+    exported_bytes: AtomicU64,
+}
+
+struct Ranges {
+    /// By their first address.
+    mapped: BTreeMap<u64, Range>,
+    /// The next address to be given out.
+    next: u64,
+}
+
+struct Range {
+    len_bytes: u64,
+    start: NonNull<u8>,
+    file: OutsideFile,
+}
+
+// SAFETY: as for OutsidePages.
+unsafe impl Send for Range {}
+
+impl OutsideTable {
+    /// A table for what is behind an arena of so many bytes.
+    pub(crate) fn behind(arena_bytes: u64) -> Arc<OutsideTable> {
+        let base = (arena_bytes + 1).next_multiple_of(BASE_ALIGN_BYTES);
+        let ranges = Ranges { mapped: BTreeMap::new(), next: base };
+        Arc::new(OutsideTable {
+            base,
+            ranges: Outside::new("outside pages", ranges),
+            imported_bytes: AtomicU64::new(0),
+            exported_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Maps pages and gives them addresses.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSize`], [`Error::Io`] when the system does not map them.
+    pub(crate) fn map(self: &Arc<Self>, memory: OutsideMemory) -> Result<Arc<OutsidePages>> {
+        let OutsideMemory { file, len_bytes, writable, role, keep } = memory;
+        let start = map_file(&file, len_bytes, writable)?;
+        let at = {
+            let mut ranges = self.ranges.lock();
+            let at = ranges.next;
+            // 2^63 bytes are a million imports a second of 100 MiB each, for a day.
+            ranges.next = at.checked_add(len_bytes + PAGE_BYTES).expect("no machine maps so much");
+            ranges.mapped.insert(at, Range { len_bytes, start, file: file.clone() });
+            SysAddr(at)
+        };
+        self.bytes_of(role).fetch_add(len_bytes, Ordering::Relaxed);
+        let table = self.clone();
+        Ok(Arc::new(OutsidePages { start, len_bytes, at, writable, role, table, file, _keep: keep }))
+    }
+
+    fn forget(&self, pages: &OutsidePages) {
+        let gone = self.ranges.lock().mapped.remove(&pages.at.0);
+        debug_assert!(gone.is_some(), "{pages:?} are in the table until they are dropped");
+        self.bytes_of(pages.role).fetch_sub(pages.len_bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that are mapped now, for that reason.
+    pub(crate) fn mapped_bytes(&self, role: OutsideRole) -> u64 {
+        self.bytes_of(role).load(Ordering::Relaxed)
+    }
+
+    fn bytes_of(&self, role: OutsideRole) -> &AtomicU64 {
+        match role {
+            OutsideRole::Imported => &self.imported_bytes,
+            OutsideRole::Exported => &self.exported_bytes,
+        }
+    }
+
+    /// The address of `len_bytes` at `at`; `None` when they are not all within one range.
+    pub(super) fn address(&self, at: u64, len_bytes: u64) -> Option<NonNull<u8>> {
+        self.find(at, len_bytes, |range, offset| {
+            // SAFETY: `find` checked that the offset lies within the range, or one past its end.
+            unsafe { range.start.add(offset as usize) }
+        })
+    }
+
+    /// The file that holds these bytes, and where in it.
+    pub(super) fn file(&self, at: u64, len_bytes: u64) -> Option<(MemoryFile<'static>, u64)> {
+        self.find(at, len_bytes, |range, offset| (range.file.shared(), range.file.offset_bytes() + offset))
+    }
+
+    fn find<O>(&self, at: u64, len_bytes: u64, found: impl FnOnce(&Range, u64) -> O) -> Option<O> {
+        if at < self.base {
+            return None;
+        }
+        let ranges = self.ranges.lock();
+        let (first, range) = ranges.mapped.range(..=at).next_back()?;
+        let offset = at - first;
+        (offset.checked_add(len_bytes)? <= range.len_bytes).then(|| found(range, offset))
+    }
+}
+
+impl fmt::Debug for OutsideTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutsideTable").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+fn map_file(file: &OutsideFile, len_bytes: u64, writable: bool) -> Result<NonNull<u8>> {
+    let io = |errno| Error::io("map outside pages", len_bytes, errno);
+    let len = match usize::try_from(len_bytes) {
+        Ok(len) if len > 0 && len_bytes.is_multiple_of(PAGE_BYTES) => len,
+        _ => {
+            let why = "are not a positive number of whole pages";
+            return Err(Error::InvalidSize { what: "outside pages", bytes: len_bytes, why });
+        }
+    };
+    let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+    // SAFETY: a new mapping at an address of the kernel's choice. Other processes may have the same pages, which is why nobody makes a
+    // reference to them.
+    let start =
+        unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file.as_fd(), file.offset_bytes()) }
+            .map_err(io)?;
+    NonNull::new(start.cast::<c_void>()).map(NonNull::cast).ok_or_else(|| io(Errno::NOMEM))
+}

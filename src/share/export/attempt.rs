@@ -1,0 +1,269 @@
+//! One way, tried: the dma-buf is made, and the buffer comes to its pages.
+//!
+//! ```text
+//!   in place     reservation { pages found ─► dma-buf of them ─► │ move queued ─► held ─► fences cross ─► table }
+//!   elsewhere    dma-buf, mapped ─► reservation {                 │ move queued ─► held ─► fences cross ─► table }
+//!                      what fails up to here is undone            │
+//! ```
+//!
+//! Descriptors are made before the buffer moves, so a full table of them changes nothing.
+
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use devpagemap_fence::Slot;
+use devpagemap_fence::sync::atomic::Ordering;
+
+use super::export::Failed;
+use super::exports::Exported;
+use super::via::{ExportRequest, Via, WhyNot};
+use crate::backend::exporter::{Exporter, Made, Source, Wanted};
+use crate::backend::{DmaBuf, OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
+use crate::bo::{Buffer, Transaction};
+use crate::error::{Error, Result};
+use crate::region::push_run;
+use crate::share::Attachment;
+use crate::share::importer::Joined;
+use crate::sync_file::Across;
+
+/// The dma-buf that a buffer is, or was last: part of the buffer's state.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    via: Via,
+    writable: bool,
+    /// How many references to it are our own.
+    own_references: u64,
+    /// Whoever has the pages has it, and the table as long as anybody else has it.
+    dma_buf: Weak<DmaBuf>,
+}
+
+impl Known {
+    fn fits(&self, request: &ExportRequest) -> bool {
+        (request.via == Via::Auto || request.via == self.via) && request.read_only != self.writable
+    }
+
+    fn as_reason(&self) -> WhyNot {
+        WhyNot::ExportedAs { via: self.via.clone(), read_only: !self.writable }
+    }
+}
+
+/// A dma-buf to be given out, and what could still have failed.
+struct Ready {
+    dma_buf: Arc<DmaBuf>,
+    own_references: u64,
+    /// The caller's.
+    copy: DmaBuf,
+}
+
+impl Ready {
+    /// # Errors
+    /// [`Error::NoDescriptorsLeft`], [`Error::Io`] without `/proc`, [`Error::Unsupported`] when the kernel does not count.
+    fn new(dma_buf: Arc<DmaBuf>, buffer: &Buffer) -> Result<Ready> {
+        match buffer.name() {
+            Some(name) => dma_buf.set_name(name)?,
+            None => dma_buf.set_name(&format!("devpagemap:{}", buffer.id()))?,
+        }
+        let own_references = dma_buf.info()?.references;
+        if own_references == 0 {
+            return Err(Error::Unsupported {
+                what: "the kernel does not say how many references a dma-buf has",
+            });
+        }
+        let copy = dma_buf.try_clone()?;
+        Ok(Ready { dma_buf, own_references, copy })
+    }
+}
+
+/// A way that is tried for a buffer.
+pub(super) struct Attempt<'a> {
+    buffer: &'a Buffer,
+    outsiders: &'a Arc<Joined>,
+    pub(super) request: &'a ExportRequest,
+    pub(super) via: Via,
+}
+
+/// What an attempt comes to: a descriptor and who made it, or why this way does not do.
+type Outcome = Result<(DmaBuf, Via), WhyNot>;
+
+impl<'a> Attempt<'a> {
+    pub(super) fn new(
+        buffer: &'a Buffer,
+        outsiders: &'a Arc<Joined>,
+        request: &'a ExportRequest,
+        via: Via,
+    ) -> Attempt<'a> {
+        Attempt { buffer, outsiders, request, via }
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted { len_bytes: self.buffer.0.footprint_bytes, writable: !self.request.read_only }
+    }
+
+    /// One more descriptor, for a buffer that is exported.
+    ///
+    /// # Errors
+    /// That it is exported in another way, or what is wrong with the buffer.
+    pub(super) fn again(&self) -> Result<Option<(DmaBuf, Via)>, Failed> {
+        let there = self.buffer.transact(|transaction, slot| transaction.export_again(slot, self))?;
+        Ok(there.transpose()?)
+    }
+
+    /// Of the pages that the buffer has, or gets, in system memory.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn in_place(&self, exporter: &dyn Exporter) -> Result<(DmaBuf, Via), Failed> {
+        let outcome =
+            self.buffer.transact(|transaction, slot| transaction.export_in_place(slot, self, exporter))?;
+        Ok(outcome?)
+    }
+
+    /// Of the exporter's own pages.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn elsewhere(&self, exporter: &dyn Exporter) -> Result<(DmaBuf, Via), Failed> {
+        let (pages, ready) = self.map(exporter.make(self.wanted(), Source::Own)?)?;
+        let mut ready = Some(ready);
+        let outcome = self
+            .buffer
+            .transact(|transaction, slot| transaction.export_elsewhere(slot, self, &pages, &mut ready))?;
+        Ok(outcome?)
+    }
+
+    /// Maps new pages into this process.
+    fn map(&self, made: Made) -> Result<(Arc<OutsidePages>, Ready)> {
+        let Made { dma_buf, window, keep } = made;
+        let (len_bytes, dma_buf) = (dma_buf.len_bytes(), Arc::new(dma_buf));
+        let file = match window {
+            None => OutsideFile::DmaBuf(dma_buf.clone()),
+            Some(window) => OutsideFile::Window(window, dma_buf.clone()),
+        };
+        let memory = OutsideMemory { file, len_bytes, writable: true, role: OutsideRole::Exported, keep };
+        let pages = self.buffer.0.manager.cpu.map_outside(memory)?;
+        let ready = Ready::new(dma_buf, self.buffer)?;
+        Ok((pages, ready))
+    }
+}
+
+impl Transaction<'_, '_, '_> {
+    /// One more descriptor of the dma-buf that the buffer is; `None` when it is none, or none that anybody has any more.
+    fn export_again(&mut self, slot: Slot, attempt: &Attempt<'_>) -> Result<Option<Outcome>> {
+        let Some(known) = self.exec.set().state(slot).exported.clone() else { return Ok(None) };
+        let (id, table) = (attempt.buffer.id(), &self.manager.exports.table);
+        if !known.fits(attempt.request) {
+            drop(table.let_go_of(id).map(Exported::let_go));
+            return Ok(table.keeps(id).then(|| Err(known.as_reason())));
+        }
+        if let Some(copy) = table.hand_out(id, |exported| exported.dma_buf.try_clone()) {
+            return Ok(Some(Ok((copy?, known.via))));
+        }
+        // Nobody outside had it any more, but the buffer is still in its pages.
+        let pages = self.resource(slot).and_then(|resource| resource.outside.clone());
+        let here = pages.as_ref().and_then(|pages| pages.dma_buf());
+        let Some(dma_buf) = here.filter(|here| Arc::as_ptr(here) == known.dma_buf.as_ptr()) else {
+            return Ok(None);
+        };
+        let ready = Ready {
+            copy: dma_buf.try_clone()?,
+            dma_buf: dma_buf.clone(),
+            own_references: known.own_references,
+        };
+        self.publish(slot, attempt, ready, known.via).map(|there| Some(Ok(there)))
+    }
+
+    fn export_in_place(
+        &mut self,
+        slot: Slot,
+        attempt: &Attempt<'_>,
+        exporter: &dyn Exporter,
+    ) -> Result<Outcome> {
+        if let Some(there) = self.export_again(slot, attempt)? {
+            return Ok(there);
+        }
+        let probe = Attachment::new(attempt.buffer, attempt.outsiders);
+        self.check_may_be_held_in_system(slot, &probe.attached)?;
+        let found = self.find_in_arena(slot)?;
+        let mut runs = Vec::new();
+        for span in self.spans_with(slot, found.as_ref()) {
+            push_run(&mut runs, span.start_bytes..span.end_bytes());
+        }
+        match self.make_in_place(attempt, exporter, &runs) {
+            Ok(ready) => {
+                self.settle(slot, found);
+                self.publish(slot, attempt, ready, attempt.via.clone()).map(Ok)
+            }
+            Err(failed) => {
+                self.give_back(slot, found);
+                match failed {
+                    Failed::Passed(why) => Ok(Err(why)),
+                    Failed::All(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    fn make_in_place(
+        &self,
+        attempt: &Attempt<'_>,
+        exporter: &dyn Exporter,
+        runs: &[Range<u64>],
+    ) -> Result<Ready, Failed> {
+        let limit = exporter.abilities().max_runs;
+        if runs.len() > limit {
+            return Err(WhyNot::TooManyRuns { runs: runs.len(), limit }.into());
+        }
+        let runs: Vec<(u64, u64)> = runs.iter().map(|run| (run.start, run.end - run.start)).collect();
+        let source = Source::InPlace { memfd: self.manager.system.arena.memfd(), runs: &runs };
+        let made = exporter.make(attempt.wanted(), source)?;
+        Ok(Ready::new(Arc::new(made.dma_buf), attempt.buffer)?)
+    }
+
+    fn export_elsewhere(
+        &mut self,
+        slot: Slot,
+        attempt: &Attempt<'_>,
+        pages: &Arc<OutsidePages>,
+        ready: &mut Option<Ready>,
+    ) -> Result<Outcome> {
+        if let Some(there) = self.export_again(slot, attempt)? {
+            return Ok(there);
+        }
+        let probe = Attachment::new(attempt.buffer, attempt.outsiders);
+        self.check_may_be_held_in_system(slot, &probe.attached)?;
+        self.bring_outside(slot, pages)?;
+        let ready = ready.take().expect("nothing restarts once the buffer has moved");
+        self.publish(slot, attempt, ready, attempt.via.clone()).map(Ok)
+    }
+
+    /// The buffer is in the dma-buf's pages, or on its way: it stays there, and others may have it.
+    fn publish(
+        &mut self,
+        slot: Slot,
+        attempt: &Attempt<'_>,
+        ready: Ready,
+        via: Via,
+    ) -> Result<(DmaBuf, Via)> {
+        let Ready { dma_buf, own_references, copy } = ready;
+        let attachment = Attachment::new(attempt.buffer, attempt.outsiders);
+        self.enter_peer(slot, &attachment.attached)?;
+        self.cross_over(slot, &Across::new(dma_buf.clone(), self.manager))?;
+        let (writable, weak) = (dma_buf.is_writable(), Arc::downgrade(&dma_buf));
+        let known = Known { via: via.clone(), writable, own_references, dma_buf: weak };
+        self.exec.set_mut().state_mut(slot).exported = Some(known);
+        attempt.buffer.0.exports.fetch_add(1, Ordering::AcqRel);
+        let exported = Exported { dma_buf, own_references, attachment };
+        self.manager.exports.table.keep(attempt.buffer.id(), exported);
+        Ok((copy, via))
+    }
+
+    /// Nobody outside has the buffer's dma-buf.
+    pub(super) fn forget_export(&mut self, slot: Slot) {
+        self.end_crossing(slot);
+        let state = self.exec.set_mut().state_mut(slot);
+        // In the exporter's own pages it can be given out again.
+        if state.resource.as_ref().is_none_or(|resource| !resource.is_outside()) {
+            state.exported = None;
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A guest: a machine of QEMU's with the devices that the tests are about.
+//!
+//! ```text
+//! q35 ─┬─ virtio-gpu, bochs, qxl           DRM drivers
+//!      ├─ ivshmem, 512 MiB prefetchable    a PCI BAR to serve as VRAM
+//!      ├─ root port ── switch ─┬─ nvme A, with 64 MiB of controller memory
+//!      │                       └─ nvme B
+//!      └─ root port ── nvme C
+//! ```
+//!
+//! A peer transfer between A's memory and A or B stays below the switch; one to C crosses the host bridge, which the
+//! kernel allows on some processors: on EPYC, and not on what QEMU calls `max`.
+
+use super::cache::Scratch;
+use crate::process::{self, Captured};
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Far beyond what a run takes on a slow machine that does something else beside.
+const LIMIT: Duration = Duration::from_secs(900);
+/// How long a kernel has to say its first word to the processor.
+const KVM_LIMIT: Duration = Duration::from_secs(20);
+/// How large each drive is.
+const DRIVE_BYTES: u64 = 64 << 20;
+/// The drives.
+const DRIVES: [&str; 3] = ["a", "b", "c"];
+/// The switch and the drives.
+const TOPOLOGY: [&str; 8] = [
+    "pcie-root-port,id=port1,chassis=1,slot=1",
+    "x3130-upstream,id=switch,bus=port1",
+    "xio3130-downstream,id=below1,bus=switch,chassis=2,slot=1",
+    "xio3130-downstream,id=below2,bus=switch,chassis=3,slot=2",
+    "pcie-root-port,id=port2,chassis=4,slot=2",
+    "nvme,serial=A,drive=a,bus=below1,cmb_size_mb=64",
+    "nvme,serial=B,drive=b,bus=below2",
+    "nvme,serial=C,drive=c,bus=port2",
+];
+
+/// Who runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// QEMU itself: works everywhere.
+    Tcg,
+    /// The processor.
+    Kvm,
+}
+
+/// What to boot.
+pub struct Guest<'a> {
+    /// The kernel's image.
+    pub image: &'a Path,
+    /// The first file system.
+    pub initramfs: &'a [u8],
+    /// The processor, by QEMU's name.
+    pub processor: &'a str,
+    /// Who runs it.
+    pub accelerator: Accelerator,
+    /// A folder of the host that it may read.
+    pub shared: Option<&'a Path>,
+}
+
+/// How many drives a guest has.
+pub fn drives() -> usize {
+    DRIVES.len()
+}
+
+impl Guest<'_> {
+    /// Boots it, shows what it says when `is_shown`, and returns that when it is off.
+    ///
+    /// # Errors
+    /// That QEMU cannot be started.
+    pub fn run(&self, scratch: &Scratch, is_shown: bool) -> Result<Captured, String> {
+        let run = self.boot(scratch, is_shown)?;
+        if !died_before_it_began(&run) {
+            return Ok(run);
+        }
+        println!("QEMU died before it printed anything ({:?}); once more", run.status);
+        self.boot(scratch, is_shown)
+    }
+
+    fn boot(&self, scratch: &Scratch, is_shown: bool) -> Result<Captured, String> {
+        let initramfs = scratch.path().join("initramfs");
+        std::fs::write(&initramfs, self.initramfs)
+            .map_err(|error| format!("{}: {error}", initramfs.display()))?;
+        let mut command = machine(self.image, self.processor, self.accelerator);
+        command.arg("-initrd").arg(&initramfs);
+        command.args(["-device", "virtio-gpu-pci", "-device", "bochs-display", "-device", "qxl"]);
+        command.args(["-object", "memory-backend-memfd,id=bar,size=512M,share=on"]);
+        command.args(["-device", "ivshmem-plain,memdev=bar"]);
+        for drive in DRIVES {
+            let backend = drive_file(scratch.path(), drive)?;
+            command.args(["-drive", &backend]);
+        }
+        if let Some(folder) = self.shared {
+            let path = folder.display();
+            command.arg("-virtfs");
+            command.arg(format!("local,path={path},mount_tag=shared,security_model=none,readonly=on"));
+        }
+        for device in TOPOLOGY {
+            command.args(["-device", device]);
+        }
+        process::run_watched(&mut command, LIMIT, is_shown)
+    }
+}
+
+/// Whether a kernel says anything when the processor runs it. There are machines that have `/dev/kvm`, and make a
+/// guest's processor, which then does nothing.
+pub fn kvm_works(image: &Path) -> bool {
+    // Without a file system it soon gives up, and not without a word.
+    let run = process::run_watched(&mut machine(image, "max", Accelerator::Kvm), KVM_LIMIT, false);
+    run.is_ok_and(|run| run.output.contains("Linux version") || run.output.contains("Kernel panic"))
+}
+
+/// What all guests have in common.
+fn machine(image: &Path, processor: &str, accelerator: Accelerator) -> Command {
+    // QEMU goes when we go, however we go.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    command.args(["-M", "q35", "-smp", "2", "-m", "1024", "-nic", "none", "-vga", "none"]);
+    command.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]);
+    command.args(match accelerator {
+        Accelerator::Tcg => ["-accel", "tcg,thread=multi"],
+        Accelerator::Kvm => ["-accel", "kvm"],
+    });
+    // What of a processor QEMU does not emulate is no news.
+    command.args(["-cpu", &format!("{processor},check=off")]).arg("-kernel").arg(image);
+    // A busy host may starve the guest's timer while the kernel tests it.
+    command.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
+    command
+}
+
+/// Makes an empty drive, and returns what QEMU is to know of it.
+fn drive_file(folder: &Path, drive: &str) -> Result<String, String> {
+    let path = folder.join(format!("drive-{drive}"));
+    let file = File::create(&path).and_then(|file| file.set_len(DRIVE_BYTES));
+    file.map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(format!("if=none,format=raw,cache=unsafe,id={drive},file={}", path.display()))
+}
+
+/// One run in many ends with QEMU crashing before the kernel has begun.
+fn died_before_it_began(run: &Captured) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+    let crashed = run
+        .status
+        .is_some_and(|status| status.signal().is_some() || status.code().is_some_and(|code| code >= 128));
+    crashed && run.output.trim().is_empty()
+}
