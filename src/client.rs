@@ -7,6 +7,7 @@ use devpagemap_fence::Held;
 
 use crate::aperture::{Account, AccountId, Ledger};
 use crate::bo::BufferBuilder;
+use crate::import::ImportBudget;
 use crate::manager::Manager;
 use crate::size::Size;
 
@@ -17,16 +18,22 @@ pub(crate) struct ClientAccount {
     name: Box<str>,
     /// Its own lock.
     account: Account,
+    /// Its own lock.
+    imports: Arc<ImportBudget>,
 }
 
 impl ClientAccount {
     pub(crate) fn open(name: impl Into<Box<str>>, ledger: &Arc<Ledger>) -> Arc<ClientAccount> {
         let account = Account::open(ledger, &mut Held::in_destructor());
-        Arc::new(ClientAccount { name: name.into(), account })
+        Arc::new(ClientAccount { name: name.into(), account, imports: ImportBudget::new() })
     }
 
     pub(crate) fn id(&self) -> AccountId {
         self.account.id
+    }
+
+    pub(crate) fn imports(&self) -> &Arc<ImportBudget> {
+        &self.imports
     }
 }
 
@@ -79,6 +86,23 @@ impl Client {
     /// How much of the BAR importers have mapped of its buffers.
     pub fn p2p_used(&self) -> Size {
         self.account.account.used()
+    }
+
+    /// How many bytes of other people's dma-bufs its [imports](crate::Device::import) may map together, from now on. What is mapped beyond
+    /// that stays, but there is no more. There is no limit unless one is set.
+    pub fn set_import_limit(&self, limit: Size) {
+        self.account.imports.set_limit(limit.as_bytes());
+    }
+
+    /// How many bytes of other people's dma-bufs are mapped on this account. Those of a buffer that is gone count until its last user has
+    /// finished.
+    pub fn imported(&self) -> Size {
+        Size::bytes(self.account.imports.used_bytes())
+    }
+
+    /// Its account, if it is a client of that device.
+    pub(crate) fn account_on(&self, manager: &Arc<Manager>) -> Option<Arc<ClientAccount>> {
+        Arc::ptr_eq(&self.manager, manager).then(|| self.account.clone())
     }
 
     /// Describes a buffer of `size`, on this account.

@@ -17,6 +17,7 @@ use crate::cpu::CpuFaults;
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::Result;
 use crate::events::Events;
+use crate::import::Import;
 use crate::manager::{Manager, Parts};
 use crate::pagemap::{Owner, Pagemap, Phase, Registry};
 use crate::region::{StagingPages, SystemRegion, VramRegion};
@@ -24,11 +25,21 @@ use crate::share::{Importer, Pagemaps, Peer, RevokeReport};
 use crate::size::Size;
 use crate::stats::Stats;
 use crate::submit::Submission;
+use crate::sync_file::{Crossing, Kernel};
 use crate::topology::PciAddress;
 use crate::unplug::{Revoke, Unplug};
+#[cfg(not(any(loom, shuttle)))]
+use crate::{
+    backend::DmaBuf,
+    error::Error,
+    import::Foreign,
+    sync_file::{FenceSource, Machine},
+};
 
 /// Long enough for what a device has queued, short enough for who has pulled its plug.
 const REVOKE_BOUND: Duration = Duration::from_secs(5);
+/// Shorter than the ten seconds after which vgem's fences look as if their work had been done.
+const FOREIGN_FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One GPU's memory. Clones are the same device; it lives as long as a clone or a buffer of it.
 pub struct Device<D> {
@@ -73,7 +84,16 @@ impl<D: Driver> Device<D> {
             cpu_access: CpuAccess::default(),
             cpu_faults: CpuFaults::default(),
             revoke_bound: REVOKE_BOUND,
+            foreign_fence_timeout: FOREIGN_FENCE_TIMEOUT,
+            #[cfg(not(any(loom, shuttle)))]
+            fence_source: FenceSource::default(),
+            #[cfg(test)]
+            kernel: None,
         }
+    }
+
+    pub(crate) fn manager(&self) -> &Arc<Manager> {
+        &self.manager
     }
 
     /// The driver it was built around.
@@ -84,6 +104,38 @@ impl<D: Driver> Device<D> {
     /// Describes a buffer of `size`.
     pub fn buffer(&self, size: Size) -> BufferBuilder {
         BufferBuilder::new(self.manager.clone(), self.manager.nobody.clone(), size)
+    }
+
+    /// Describes a buffer whose bytes are somebody else's dma-buf: a [`DmaBuf`](crate::DmaBuf), an
+    /// [`OwnedFd`](std::os::fd::OwnedFd), or a [`BorrowedFd`](std::os::fd::BorrowedFd), of which a copy is taken.
+    ///
+    /// The bytes stay where they are, for good: jobs use them there, whatever they are used to, and nothing evicts them. They belong to
+    /// somebody else, who may write them at any time that fences do not forbid.
+    ///
+    /// ```no_run
+    /// # use devpagemap::{Device, Size, SoftwareGpu};
+    /// # fn main() -> devpagemap::Result<()> {
+    /// # let device = Device::builder(SoftwareGpu::builder().build()?).vram(Size::mib(16)).build()?;
+    /// # let fd: std::os::fd::OwnedFd = std::fs::File::open("frame").expect("it is there").into();
+    /// let frame = device.import(fd).at_least(Size::mib(8)).read_only().name("camera frame").create()?;
+    /// let mut first = [0; 16];
+    /// frame.read_at(0, &mut first)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn import<F>(&self, dma_buf: F) -> Import
+    where
+        F: TryInto<DmaBuf>,
+        Error: From<F::Error>,
+    {
+        Import::new(&self.manager, dma_buf.try_into().map(Foreign::from).map_err(Error::from))
+    }
+
+    /// Imports a page of somebody else's that is known by `inode`, as a model has it.
+    #[cfg(any(loom, shuttle))]
+    pub fn import_page(&self, inode: u64) -> Import {
+        Import::of_page(&self.manager, inode)
     }
 
     /// A new client, on whose account buffers can be; `name` is for people.
@@ -242,6 +294,11 @@ pub struct DeviceBuilder<D> {
     cpu_access: CpuAccess,
     cpu_faults: CpuFaults,
     revoke_bound: Duration,
+    foreign_fence_timeout: Duration,
+    #[cfg(not(any(loom, shuttle)))]
+    fence_source: FenceSource,
+    #[cfg(test)]
+    kernel: Option<Arc<dyn Kernel>>,
 }
 
 impl<D: Driver> DeviceBuilder<D> {
@@ -307,6 +364,37 @@ impl<D: Driver> DeviceBuilder<D> {
         DeviceBuilder { revoke_bound: bound, ..self }
     }
 
+    /// For how long fences of other drivers are waited for; 5 s unless told otherwise. A job that has to wait for one that does not signal in
+    /// that time fails ([`FenceError::TimedOut`](crate::FenceError::TimedOut)), and so does the CPU's access.
+    ///
+    /// vgem signals its own fences after 10 s, and then they look as if all was well. With a longer timeout than that they do so here too.
+    pub fn foreign_fence_timeout(self, timeout: Duration) -> DeviceBuilder<D> {
+        DeviceBuilder { foreign_fence_timeout: timeout, ..self }
+    }
+
+    /// From where it has kernel fences, so that others wait for its work on shared buffers.
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn fence_source(self, source: FenceSource) -> DeviceBuilder<D> {
+        DeviceBuilder { fence_source: source, ..self }
+    }
+
+    /// A kernel that is made up.
+    #[cfg(test)]
+    pub(crate) fn kernel(self, kernel: Arc<dyn Kernel>) -> DeviceBuilder<D> {
+        DeviceBuilder { kernel: Some(kernel), ..self }
+    }
+
+    /// What it has for fences that cross.
+    fn crossing(&self) -> Arc<Crossing> {
+        #[cfg(any(loom, shuttle))]
+        let kernel: Arc<dyn Kernel> = Arc::new(crate::sync_file::NoKernel);
+        #[cfg(not(any(loom, shuttle)))]
+        let kernel: Arc<dyn Kernel> = Arc::new(Machine::new(self.fence_source));
+        #[cfg(test)]
+        let kernel = self.kernel.clone().unwrap_or(kernel);
+        Crossing::new(kernel, self.foreign_fence_timeout)
+    }
+
     /// Maps the memory and starts the engines.
     ///
     /// # Errors
@@ -315,6 +403,7 @@ impl<D: Driver> DeviceBuilder<D> {
     /// whatever the driver says.
     pub fn build(self) -> Result<Device<D>> {
         lockdep::prime();
+        let crossing = self.crossing();
         let vram_bytes = self.vram.as_bytes();
         let bar = self.bar.unwrap_or(Bar::Prefix(self.vram));
         bar.check(vram_bytes)?;
@@ -361,6 +450,7 @@ impl<D: Driver> DeviceBuilder<D> {
             queue,
             cpu_faults: self.cpu_faults,
             revoke_bound: self.revoke_bound,
+            crossing,
         });
         Ok(Device { manager, driver: PhantomData })
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use devpagemap_fence::{FenceError, LockError, SlotsExhausted};
 
-#[cfg(not(any(loom, shuttle)))]
 use rustix::io::Errno;
 
 use crate::aperture::{BarAddr, BarLimit};
@@ -163,9 +162,9 @@ pub enum Error {
         /// What it met.
         why: &'static str,
     },
-    /// A write through a map that was made for reading.
+    /// A write through a map that was made for reading, or to a buffer that was imported for reading.
     ReadOnly {
-        /// The mapped buffer.
+        /// The buffer.
         buffer: u64,
     },
     /// It was taken away from whoever used it: a pagemap from all, or an attachment from its importer.
@@ -184,10 +183,29 @@ pub enum Error {
         /// What it is.
         is: &'static str,
     },
+    /// A descriptor of something else where a sync_file is needed.
+    NotASyncFile {
+        /// The descriptor.
+        fd: i32,
+    },
+    /// Nothing on this machine makes kernel fences that a program signals.
+    NoKernelFences {
+        /// What was looked for, and why each will not do.
+        why: Arc<str>,
+    },
     /// A number where a descriptor is needed, with no open file behind it.
     ClosedFd {
         /// The number.
         fd: i32,
+    },
+    /// A kernel driver does not take dma-bufs of this exporter.
+    NotImportable {
+        /// The driver, by the name that it gives itself.
+        driver: &'static str,
+        /// Whose dma-buf it is.
+        exporter: &'static str,
+        /// Why not.
+        why: Arc<str>,
     },
     /// A dma-buf that has fewer bytes than are needed.
     DmaBufTooSmall {
@@ -198,6 +216,27 @@ pub enum Error {
     },
     /// A dma-buf that may only be read, where it is to be written.
     DmaBufReadOnly,
+    /// A dma-buf that is a buffer of this device already, and not as it is wanted now.
+    AlreadyImported {
+        /// The buffer.
+        buffer: u64,
+        /// What it is that is not wanted.
+        why: &'static str,
+    },
+    /// More bytes of other people's dma-bufs than the client may have.
+    ImportLimit {
+        /// How many it may have.
+        limit_bytes: u64,
+        /// How many it has.
+        used_bytes: u64,
+        /// How many more were asked for.
+        wanted_bytes: u64,
+    },
+    /// The client is one of another device.
+    ForeignClient {
+        /// Its name.
+        client: Arc<str>,
+    },
     /// The process, or the system, has no descriptor left for another file.
     NoDescriptorsLeft {
         /// What was attempted.
@@ -298,15 +337,33 @@ impl fmt::Display for Error {
             Error::StaleMap { buffer } => {
                 write!(f, "the map shows a place that buffer {buffer} has left; map it again")
             }
-            Error::ReadOnly { buffer } => write!(f, "buffer {buffer} was mapped for reading only"),
+            Error::ReadOnly { buffer } => {
+                write!(f, "buffer {buffer} was mapped or imported for reading only")
+            }
             Error::Revoked { what, why } => write!(f, "{what} was revoked: {why}"),
             Error::DeviceLost => write!(f, "the device is lost"),
             Error::NotADmaBuf { fd, is } => write!(f, "descriptor {fd} is no dma-buf but {is}"),
+            Error::NotASyncFile { fd } => write!(f, "descriptor {fd} is no sync_file"),
+            Error::NoKernelFences { why } => {
+                write!(f, "nothing on this machine makes kernel fences that a program signals: {why}")
+            }
             Error::ClosedFd { fd } => write!(f, "there is no open file behind descriptor {fd}"),
+            Error::NotImportable { driver, exporter, why } => {
+                write!(f, "{driver} does not import dma-bufs of {exporter}: {why}")
+            }
             Error::DmaBufTooSmall { len_bytes, wanted_bytes } => {
                 write!(f, "the dma-buf has {len_bytes} bytes, and {wanted_bytes} are needed")
             }
             Error::DmaBufReadOnly => write!(f, "the dma-buf may be read only, and is to be written"),
+            Error::AlreadyImported { buffer, why } => {
+                write!(f, "the dma-buf is buffer {buffer} of this device already, {why}")
+            }
+            Error::ImportLimit { limit_bytes, used_bytes, wanted_bytes } => write!(
+                f,
+                "too many imported bytes: wanted {wanted_bytes} ({}), but of {limit_bytes} that the client may have {used_bytes} are used",
+                size(wanted_bytes)
+            ),
+            Error::ForeignClient { client } => write!(f, "client {client} is one of another device"),
             Error::NoDescriptorsLeft { action } => {
                 write!(f, "could not {action}: no descriptors are left (ulimit -n, fs.file-max)")
             }
@@ -338,7 +395,6 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-#[cfg(not(any(loom, shuttle)))]
 impl Error {
     /// The system refused something that is about `bytes`.
     pub(crate) fn io(action: &'static str, bytes: u64, errno: Errno) -> Error {
@@ -349,16 +405,24 @@ impl Error {
     }
 
     /// The system refused something that is about a descriptor.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn of_descriptor(action: &'static str, errno: Errno) -> Error {
         Error::io(action, 0, errno)
     }
 
     /// The system refused to open a file or a device.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn of_path(action: &'static str, path: &str, errno: Errno) -> Error {
         match errno {
             Errno::ACCESS | Errno::PERM => Error::NoRights { path: path.into(), action },
             errno => Error::io(action, 0, errno),
         }
+    }
+}
+
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Error {
+        match never {}
     }
 }
 

@@ -49,6 +49,7 @@
 //! | to share a buffer with another device | [`Device::join`], [`Importer`], [`Buffer::attach`], [`Attachment::map`] |
 //! | to know who can reach whose memory | [`Buffer::explain`], [`Device::registry`], [`pagemap`], [`topology`] |
 //! | to take a device away, or reset it | [`Device::unplug`], [`Device::reset`], [`Device::rearm`] |
+//! | others to wait for its work, and it for theirs | [`DeviceBuilder::fence_source`], [`Device::import_sync_file`], [`Device::export_sync_file`] |
 //! | to know what happened, and why | [`Device::stats`], [`Device::events`], [`Error`] |
 //!
 //! # Locks
@@ -65,6 +66,7 @@ mod device;
 mod driver;
 mod error;
 mod events;
+mod import;
 mod manager;
 mod outstanding;
 pub mod pagemap;
@@ -88,7 +90,9 @@ pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
 pub use backend::{
-    Abilities, DmaBuf, DmaBufInfo, HeapFound, JobMemory, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+    Abilities, DmaBuf, DmaBufInfo, ExportedBy, HeapFound, ImportDecision, ImportInto, ImportRefusal,
+    JobMemory, KernelImport, NodeAbilities, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
+    VirtioAbilities,
 };
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
@@ -99,6 +103,7 @@ pub use error::{Error, Result};
 #[cfg(not(any(loom, shuttle)))]
 pub use events::Readable;
 pub use events::{Event, Events, PeerReason};
+pub use import::Import;
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
 pub use share::{
@@ -113,6 +118,10 @@ pub use share::{ExportTable, Kept};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};
+#[cfg(not(any(loom, shuttle)))]
+pub use sync_file::FenceSource;
+#[cfg(any(loom, shuttle))]
+pub use sync_file::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved};
 pub use unplug::{Revoke, Unplug, VramContents};
 
 pub use devpagemap_fence as fence;

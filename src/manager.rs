@@ -24,6 +24,7 @@ use crate::cpu::{Caching, CpuFaults, Faults};
 use crate::driver::{Driver, Moved};
 use crate::error::{Error, Result};
 use crate::events::Hub;
+use crate::import::KnownDmaBufs;
 use crate::outstanding::{Leaving, Outstanding};
 use crate::pagemap::{Revocation, Subscription};
 use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
@@ -31,6 +32,7 @@ use crate::region::{RegionKind, Resource, SystemRegion, VramRegion};
 use crate::share::Exports;
 use crate::share::{Drain, Pagemaps, PinWatch, Promoter, SharedBuffers, ShortPins};
 use crate::stats::{Counters, Reasons, Stats};
+use crate::sync_file::Crossing;
 
 /// The inner side of a [`Device`](crate::Device). Buffers keep it alive.
 pub(crate) struct Manager {
@@ -85,6 +87,10 @@ pub(crate) struct Manager {
     pub(crate) revoking: Outside<Option<Arc<Drain>>>,
     /// For how long nobody may let go before all are overdue. Constant.
     pub(crate) revoke_bound: Duration,
+    /// Which dma-bufs are buffers of this device. Its own lock.
+    pub(crate) known_dma_bufs: KnownDmaBufs,
+    /// What it has for fences that cross to other drivers and back. Its own locks.
+    pub(crate) crossing: Arc<Crossing>,
     /// Atomics.
     pub(crate) counters: Counters,
     /// Its own lock.
@@ -144,6 +150,7 @@ pub(crate) struct Parts {
     pub(crate) queue: MoveQueue,
     pub(crate) cpu_faults: CpuFaults,
     pub(crate) revoke_bound: Duration,
+    pub(crate) crossing: Arc<Crossing>,
 }
 
 impl Manager {
@@ -186,6 +193,8 @@ impl Manager {
             revocation: Revocation::new(),
             revoking: Outside::new("revoke under way", None),
             revoke_bound: parts.revoke_bound,
+            known_dma_bufs: KnownDmaBufs::new(),
+            crossing: parts.crossing,
             counters: Counters::default(),
             reasons: Reasons::new(),
             next_buffer_id: AtomicU64::new(1),
@@ -288,7 +297,8 @@ impl Manager {
             arrival.add(rebound.clone());
             set.add_fence(slot, rebound, Usage::Kernel);
         }
-        set.state_mut(slot).arrival = arrival;
+        set.state_mut(slot).arrival = arrival.clone();
+        transaction.arm_move(slot, &arrival);
         tracing::debug!(
             buffer = buffer.id(),
             from = from.map(|region| region.to_string()),
@@ -370,6 +380,14 @@ impl Manager {
         stats.window_pending_bytes = windows.pending_bytes;
         stats.window_cpu_held_bytes = windows.cpu_held_bytes;
         stats.reasons.extend(moves.reasons);
+        stats.reasons.extend(self.crossing.reasons());
+        [
+            stats.kernel_fences,
+            stats.kernel_fences_renewed,
+            stats.kernel_fences_expired,
+            stats.foreign_fences,
+            stats.foreign_fences_failed,
+        ] = self.crossing.counts.read();
         stats.imported_bytes = self.cpu.outside_bytes(OutsideRole::Imported);
         stats.export_pages_bytes = self.cpu.outside_bytes(OutsideRole::Exported);
         #[cfg(not(any(loom, shuttle)))]

@@ -32,6 +32,16 @@ macro_rules! counters {
             pub ring_copied_bytes: u64,
             /// Bytes of system memory that this takes; none until the first such move.
             pub staging_ring_bytes: u64,
+            /// Kernel fences that were made for work on shared buffers, and for descriptors.
+            pub kernel_fences: u64,
+            /// How often one was renewed because its work went on.
+            pub kernel_fences_renewed: u64,
+            /// How many the kernel had signalled before their work had ended.
+            pub kernel_fences_expired: u64,
+            /// Fences of others that something had to wait for.
+            pub foreign_fences: u64,
+            /// How many of them failed, or did not signal in time.
+            pub foreign_fences_failed: u64,
             /// Bytes of VRAM that buffers own now.
             pub vram_used_bytes: u64,
             /// The most bytes of VRAM that buffers ever owned at once.
@@ -89,6 +99,8 @@ counters! {
     live_bo_bytes,
     /// The most that `live_bo_bytes` has been.
     live_bo_peak_bytes,
+    /// Buffers made of other people's dma-bufs. They count in none of the above.
+    imports,
     /// Buffers moved out of a region to make room.
     evictions,
     /// Their bytes.

@@ -100,27 +100,34 @@ impl<D: Driver> Submission<D> {
     ///
     /// # Errors
     /// Why a buffer could not be brought in ([`Error::Exhausted`], [`Error::Fragmented`], [`Error::TooLarge`],
-    /// [`Error::Pinned`], [`Error::FenceFailed`] for one that is lost), [`Error::ForeignBuffer`], [`Error::Revoked`] while VRAM is
-    /// [taken away](crate::Device::unplug), or what `queue` said.
+    /// [`Error::Pinned`], [`Error::FenceFailed`] for one that is lost), [`Error::ForeignBuffer`], [`Error::ReadOnly`] for a write to a buffer
+    /// that was imported for reading, [`Error::Revoked`] while VRAM is [taken away](crate::Device::unplug), or what `queue` said.
     pub fn run(self, queue: impl FnOnce(&D, &Job<'_>) -> Result<Fence>) -> Result<Fence> {
         let Submission { manager, uses, known, after, .. } = self;
         if let Some((stranger, _)) = uses.iter().find(|(buffer, _)| !Arc::ptr_eq(&buffer.manager, &manager)) {
             return Err(Error::ForeignBuffer { buffer: stranger.id() });
         }
+        let writes = uses.iter().filter(|(_, access)| *access == Access::Write);
+        writes.map(|(buffer, _)| buffer.check_writable()).collect::<Result<()>>()?;
         check_fits_together(&manager, &uses)?;
         let buffers: Vec<_> = uses.iter().map(|(buffer, _)| buffer.clone()).collect();
         let mut queue = Some(queue);
         manager.transact(&buffers, |transaction| {
             transaction.check_may_use_vram()?;
+            let theirs = transaction.hear_members(&uses)?;
             for index in 0..uses.len() {
                 transaction.validate_for_gpu(transaction.member(index))?;
             }
-            let job = Job::new(transaction, &uses, &known, &after);
+            let announced = transaction.announce_members(&uses)?;
+            let job = Job::new(transaction, &uses, &known, &after, theirs);
             let queue = queue.take().expect("nothing after this asks for a restart");
             // The driver publishes the job's fence; until every buffer has it, nothing may wait for the GPU.
             let _signalling = Signalling::begin();
             let fence = queue(driver_of(&manager), &job)?;
             attach(transaction, &uses, &fence);
+            if let Some(announced) = announced {
+                announced.arm(&FenceSet::from(fence.clone()));
+            }
             Ok(fence)
         })
     }
@@ -165,7 +172,7 @@ pub struct Job<'a> {
     needs: Arrivals,
 }
 
-/// The moves that bring a submission's buffers where the job expects them.
+/// The moves that bring a submission's buffers where the job expects them, and what other drivers do to buffers that they share with it.
 ///
 /// A list and not a [`FenceSet`]: a set keeps the last point of each timeline, and the success of one buffer's move must not
 /// hide the failure of another's before it.
@@ -204,12 +211,13 @@ impl<'a> Job<'a> {
         uses: &[(Arc<BufferObject>, Access)],
         known: &'a HashMap<*const BufferObject, usize>,
         after: &FenceSet,
+        theirs: Vec<Fence>,
     ) -> Job<'a> {
         let mut job = Job {
             uses: Vec::with_capacity(uses.len()),
             known,
             after: after.clone(),
-            needs: Arrivals::default(),
+            needs: Arrivals(theirs),
         };
         for (index, (_, access)) in uses.iter().enumerate() {
             let slot: Slot = transaction.member(index);
@@ -227,7 +235,7 @@ impl<'a> Job<'a> {
         &self.after
     }
 
-    /// The moves among them: if one fails, the bytes are not there and the work must not run.
+    /// The moves among them, and the work of other drivers on shared buffers: if one fails, the bytes are not there and the work must not run.
     pub fn needs(&self) -> &Arrivals {
         &self.needs
     }

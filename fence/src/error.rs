@@ -42,6 +42,15 @@ pub enum FenceError {
         /// What its poll reported.
         cause: Arc<str>,
     },
+    /// A fence of another driver signalled with an error.
+    Foreign {
+        /// The driver whose fence it is.
+        driver: Arc<str>,
+        /// The timeline that it is on, as that driver calls it.
+        timeline: Arc<str>,
+        /// The system's number for what went wrong.
+        errno: i32,
+    },
     /// The work never ran, because what it needed had failed.
     Dependency(Box<FenceError>),
     /// The point is so old that how it ended is no longer known; it failed, or points before and after it did.
@@ -88,6 +97,10 @@ impl fmt::Display for FenceError {
             FenceError::DeviceLost => f.write_str("the device is lost"),
             FenceError::DescriptorFailed { timeline, cause } => {
                 write!(f, "the descriptor {timeline:?} will not become readable: {cause}")
+            }
+            FenceError::Foreign { driver, timeline, errno } => {
+                let cause = io::Error::from_raw_os_error(*errno);
+                write!(f, "a fence of driver {driver:?}, timeline {timeline:?}, failed: {cause}")
             }
             FenceError::Dependency(cause) => write!(f, "something it depended on failed: {cause}"),
             FenceError::Outdated => {

@@ -23,6 +23,8 @@ pub struct DmaBuf {
     len_bytes: u64,
     /// Whether it may be mapped for writing. Constant.
     writable: bool,
+    /// Which of all dma-bufs it is. Constant.
+    inode: u64,
 }
 
 /// What the kernel tells of a dma-buf beside its size.
@@ -42,8 +44,8 @@ impl DmaBuf {
     /// # Errors
     /// [`Error::NotADmaBuf`], which says what it is, and [`Error::Io`] when the kernel does not tell.
     pub fn new(fd: OwnedFd) -> Result<DmaBuf> {
-        let (len_bytes, writable) = look_at(fd.as_fd())?;
-        Ok(DmaBuf { fd, len_bytes, writable })
+        let (len_bytes, writable, inode) = look_at(fd.as_fd())?;
+        Ok(DmaBuf { fd, len_bytes, writable, inode })
     }
 
     /// Takes a copy of a descriptor that stays its owner's, by number, as it comes from another language or a command line.
@@ -56,16 +58,17 @@ impl DmaBuf {
         }
         // SAFETY: the number is used for one call, which fails with EBADF when no file is behind it.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        let copy = fcntl_dupfd_cloexec(borrowed, 0).map_err(|errno| match errno {
-            Errno::BADF => Error::ClosedFd { fd },
-            errno => Error::of_descriptor("copy a descriptor", errno),
-        })?;
-        DmaBuf::new(copy)
+        DmaBuf::try_from(borrowed)
     }
 
     /// How large it is, in whole pages.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
+    }
+
+    /// Which of all dma-bufs it is: descriptors of the same one have the same number, and since Linux 5.12 no other ever has it.
+    pub fn inode(&self) -> u64 {
+        self.inode
     }
 
     /// Whether it may be mapped for writing.
@@ -80,7 +83,8 @@ impl DmaBuf {
     pub fn try_clone(&self) -> Result<DmaBuf> {
         let fd = fcntl_dupfd_cloexec(&self.fd, 0)
             .map_err(|errno| Error::of_descriptor("copy the descriptor of a dma-buf", errno))?;
-        Ok(DmaBuf { fd, len_bytes: self.len_bytes, writable: self.writable })
+        let &DmaBuf { len_bytes, writable, inode, .. } = self;
+        Ok(DmaBuf { fd, len_bytes, writable, inode })
     }
 
     /// Gives it a name for people, which the kernel shows; cut off after 31 bytes, and at the first zero.
@@ -120,6 +124,18 @@ impl DmaBuf {
         answered.is_ok() && asked[0].revents().contains(PollFlags::OUT)
     }
 
+    /// Whether the kernel lets fences into it and out of it as descriptors: since Linux 6.0.
+    ///
+    /// # Errors
+    /// [`Error::NoDescriptorsLeft`].
+    pub fn takes_sync_files(&self) -> Result<bool> {
+        match uapi::dma_buf::export_sync_file(self.as_fd(), uapi::dma_buf::Use::Read) {
+            Ok(_sync_file) => Ok(true),
+            Err(Errno::NOTTY) => Ok(false),
+            Err(errno) => Err(Error::of_descriptor("ask a dma-buf for its fences", errno)),
+        }
+    }
+
     /// The descriptor itself.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
@@ -148,18 +164,38 @@ impl AsFd for DmaBuf {
     }
 }
 
+impl TryFrom<OwnedFd> for DmaBuf {
+    type Error = Error;
+
+    fn try_from(fd: OwnedFd) -> Result<DmaBuf> {
+        DmaBuf::new(fd)
+    }
+}
+
+/// Takes a copy of a descriptor that stays its owner's.
+impl TryFrom<BorrowedFd<'_>> for DmaBuf {
+    type Error = Error;
+
+    fn try_from(fd: BorrowedFd<'_>) -> Result<DmaBuf> {
+        let copy = fcntl_dupfd_cloexec(fd, 0).map_err(|errno| match errno {
+            Errno::BADF => Error::ClosedFd { fd: fd.as_raw_fd() },
+            errno => Error::of_descriptor("copy a descriptor", errno),
+        })?;
+        DmaBuf::new(copy)
+    }
+}
+
 impl From<DmaBuf> for OwnedFd {
     fn from(dma_buf: DmaBuf) -> OwnedFd {
         dma_buf.fd
     }
 }
 
-/// The size of a dma-buf, and whether it may be mapped for writing.
-fn look_at(fd: BorrowedFd<'_>) -> Result<(u64, bool)> {
+/// The size of a dma-buf, whether it may be mapped for writing, and its inode.
+fn look_at(fd: BorrowedFd<'_>) -> Result<(u64, bool, u64)> {
     let io = |errno| Error::of_descriptor("look at a descriptor", errno);
-    let file_system = fstatfs(fd).map_err(io)?;
+    let (file_system, status) = (fstatfs(fd).map_err(io)?, fstat(fd).map_err(io)?);
     if file_system.f_type as i64 != MAGIC {
-        let status = fstat(fd).map_err(io)?;
         return Err(Error::NotADmaBuf {
             fd: fd.as_raw_fd(),
             is: what_it_is(FileType::from_raw_mode(status.st_mode)),
@@ -167,7 +203,7 @@ fn look_at(fd: BorrowedFd<'_>) -> Result<(u64, bool)> {
     }
     let len_bytes = seek(fd, SeekFrom::End(0)).map_err(io)?;
     let access = fcntl_getfl(fd).map_err(io)? & OFlags::ACCMODE;
-    Ok((len_bytes, access == OFlags::RDWR))
+    Ok((len_bytes, access == OFlags::RDWR, status.st_ino))
 }
 
 fn what_it_is(kind: FileType) -> &'static str {

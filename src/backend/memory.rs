@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use devpagemap_fence::FenceSet;
 use devpagemap_migrate::{Addr, MemoryFile, MemoryMap, SysAddr, VramAddr};
 
 use super::Arena;
@@ -46,6 +47,16 @@ impl DeviceMemory {
     /// [`Error::InvalidSize`](crate::Error::InvalidSize), [`Error::Io`](crate::Error::Io).
     pub(crate) fn map_outside(&self, memory: OutsideMemory) -> Result<Arc<OutsidePages>> {
         self.outside.map(memory)
+    }
+
+    /// A buffer has left such pages, and uses them until `fences` have signalled. Then nobody resolves their addresses any more.
+    pub(crate) fn retire_outside(&self, pages: Arc<OutsidePages>, fences: FenceSet) {
+        self.outside.retire(pages, fences);
+    }
+
+    /// Unmaps what has no more users but is still mapped, as a callback is late.
+    pub(crate) fn reap_signalled(&self) {
+        self.outside.reap_signalled();
     }
 
     /// How many bytes of such pages are mapped now.

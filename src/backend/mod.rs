@@ -13,6 +13,8 @@ pub(crate) mod drm;
 pub(crate) mod exporter;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
+#[cfg(any(test, loom, shuttle))]
+mod memfd_pages;
 mod memory;
 mod outside;
 mod pieces;
@@ -27,7 +29,10 @@ pub use dma_buf::{DmaBuf, DmaBufInfo};
 #[cfg(not(any(loom, shuttle)))]
 pub use dma_heap::HeapFound;
 #[cfg(not(any(loom, shuttle)))]
-pub use drm::{NodeFound, NodeKind};
+pub use drm::{
+    ExportedBy, ImportDecision, ImportInto, ImportRefusal, KernelImport, NodeAbilities, NodeFound, NodeKind,
+    VirtioAbilities,
+};
 #[cfg(not(any(loom, shuttle)))]
 pub use exporter::Abilities;
 #[cfg(not(any(loom, shuttle)))]
@@ -39,6 +44,8 @@ pub use software::{SoftwareGpu, SoftwareGpuBuilder};
 pub(crate) use arena::Arena;
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use dma_heap::{SystemHeap, heaps};
+#[cfg(any(test, loom, shuttle))]
+pub(crate) use memfd_pages::MemfdPages;
 pub(crate) use outside::{OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 pub(crate) use pieces::{gather, scatter};
 #[cfg(not(any(loom, shuttle)))]

@@ -15,8 +15,9 @@
 //! resolved an address before that relies on [`MemoryMap`](devpagemap_migrate::MemoryMap)'s promise: the bytes belong to somebody, and who
 //! owns them gives them back behind the fences of all who use them.
 //!
-//! The last owner unmaps, wherever that is: often in the callback of a fence. Nothing of that waits for a fence, or takes a lock of
-//! this library but the table's.
+//! Whoever drops the last reference unmaps, wherever that is. A buffer's goes behind its fences, mostly in the callback of the last
+//! ([`OutsideTable::retire`]); whoever has found the device idle does it if that callback is late, so an idle device has unmapped what it
+//! has no more use for. Nothing of that waits for a fence, or takes a lock of this library but those of the table.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -28,7 +29,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use devpagemap_allocator::PAGE_BYTES;
-use devpagemap_fence::Outside;
+use devpagemap_fence::sync::mutant;
+use devpagemap_fence::{FenceSet, Outside};
 use devpagemap_migrate::{MemoryFile, SysAddr};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -183,10 +185,23 @@ pub(crate) struct OutsideTable {
     /// The first address that it ever gives out. Constant.
     base: u64,
     ranges: Outside<Ranges>,
+    /// What goes when its fences have signalled, by number.
+    leaving: Outside<BTreeMap<u64, Leaving>>,
+    /// The next of these numbers. An atomic.
+    next_leaving: AtomicU64,
     /// Bytes that are mapped now. Statistics.
     imported_bytes: AtomicU64,
     /// Likewise.
     exported_bytes: AtomicU64,
+}
+
+/// Pages that a buffer has left. Whoever takes them out unmaps them, with this lock held: so who finds nothing here knows that it is done.
+type LeftPages = Arc<Outside<Option<Arc<OutsidePages>>>>;
+
+#[derive(Clone)]
+struct Leaving {
+    fences: FenceSet,
+    pages: LeftPages,
 }
 
 struct Ranges {
@@ -213,6 +228,8 @@ impl OutsideTable {
         Arc::new(OutsideTable {
             base,
             ranges: Outside::new("outside pages", ranges),
+            leaving: Outside::new("outside pages that leave", BTreeMap::new()),
+            next_leaving: AtomicU64::new(0),
             imported_bytes: AtomicU64::new(0),
             exported_bytes: AtomicU64::new(0),
         })
@@ -236,6 +253,27 @@ impl OutsideTable {
         self.bytes_of(role).fetch_add(len_bytes, Ordering::Relaxed);
         let table = self.clone();
         Ok(Arc::new(OutsidePages { start, len_bytes, at, writable, role, table, file, _keep: keep }))
+    }
+
+    /// A buffer has left `pages`, and uses them until `fences` have signalled.
+    pub(crate) fn retire(self: &Arc<Self>, pages: Arc<OutsidePages>, fences: FenceSet) {
+        if mutant!("pages_go_before_their_fences") {
+            return drop(pages);
+        }
+        let id = self.next_leaving.fetch_add(1, Ordering::Relaxed);
+        let pages: LeftPages = Arc::new(Outside::new("outside pages that left", Some(pages)));
+        self.leaving.lock().insert(id, Leaving { fences: fences.clone(), pages: pages.clone() });
+        let table = self.clone();
+        fences.when_signaled(move || {
+            let_go(&pages);
+            table.leaving.lock().remove(&id);
+        });
+    }
+
+    /// Lets go of what may go but is still here, as the callback of its fences is late.
+    pub(crate) fn reap_signalled(&self) {
+        let leaving: Vec<Leaving> = self.leaving.lock().values().cloned().collect();
+        leaving.iter().filter(|left| left.fences.is_signaled()).for_each(|left| let_go(&left.pages));
     }
 
     fn forget(&self, pages: &OutsidePages) {
@@ -280,6 +318,11 @@ impl OutsideTable {
     }
 }
 
+fn let_go(pages: &LeftPages) {
+    let mut pages = pages.lock();
+    drop(pages.take());
+}
+
 impl fmt::Debug for OutsideTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OutsideTable").field("base", &self.base).finish_non_exhaustive()
@@ -302,4 +345,78 @@ fn map_file(file: &OutsideFile, len_bytes: u64, writable: bool) -> Result<NonNul
         unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file.as_fd(), file.offset_bytes()) }
             .map_err(io)?;
     NonNull::new(start.cast::<c_void>()).map(NonNull::cast).ok_or_else(|| io(Errno::NOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::MemfdPages;
+
+    const PAGE: u64 = PAGE_BYTES;
+
+    #[test]
+    fn outside_pages_are_found_within_their_range_and_nowhere_else() {
+        let table = OutsideTable::behind(5 * PAGE);
+        let pages = table.map(MemfdPages::new(2 * PAGE).exported(())).expect("two pages");
+        let at = pages.at().0;
+        assert!(at > 5 * PAGE, "{at} is behind the arena");
+        assert!(table.address(at, 2 * PAGE).is_some() && table.address(at + PAGE, PAGE).is_some());
+        for (at, len) in
+            [(at, 2 * PAGE + 1), (at - 1, 1), (at + 2 * PAGE, 1), (at, u64::MAX), (0, PAGE), (u64::MAX, 1)]
+        {
+            assert!(table.address(at, len).is_none() && table.file(at, len).is_none(), "{len} bytes at {at}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_pages_that_are_gone_leads_nowhere_for_ever() {
+        let table = OutsideTable::behind(PAGE);
+        let first = table.map(MemfdPages::new(PAGE).exported(())).expect("a page");
+        let gone = first.at();
+        drop(first);
+        let second = table.map(MemfdPages::new(PAGE).exported(())).expect("a page");
+        assert_ne!(second.at(), gone);
+        assert!(table.address(gone.0, PAGE).is_none());
+    }
+
+    #[test]
+    fn no_run_of_bytes_goes_from_one_range_into_the_next() {
+        let table = OutsideTable::behind(PAGE);
+        let pages =
+            [1, 2, 3].map(|count| table.map(MemfdPages::new(count * PAGE).exported(())).expect("pages"));
+        for two in pages.windows(2) {
+            assert!(two[0].at().0 + two[0].len_bytes() < two[1].at().0);
+            assert!(table.address(two[0].at().0, two[1].at().0 - two[0].at().0 + 1).is_none());
+        }
+    }
+
+    #[test]
+    fn what_the_system_does_not_map_is_an_error_with_its_size_and_has_no_address() {
+        let table = OutsideTable::behind(PAGE);
+        let huge = OutsideMemory { len_bytes: 1 << 60, ..MemfdPages::new(PAGE).exported(()) };
+        let error = table.map(huge).expect_err("no machine maps 1 EiB");
+        assert!(error.to_string().contains(&(1u64 << 60).to_string()), "{error}");
+        for len_bytes in [0, 100] {
+            let odd = OutsideMemory { len_bytes, ..MemfdPages::new(PAGE).exported(()) };
+            assert!(matches!(table.map(odd), Err(Error::InvalidSize { bytes, .. }) if bytes == len_bytes));
+        }
+        assert_eq!(table.mapped_bytes(OutsideRole::Exported), 0);
+        assert!(table.ranges.lock().mapped.is_empty());
+    }
+
+    #[test]
+    fn what_pages_need_goes_after_their_mapping() {
+        struct Looks(Arc<MemfdPages>, Arc<AtomicU64>);
+        impl Drop for Looks {
+            fn drop(&mut self) {
+                self.1.store(self.0.mappings() as u64 + 1, Ordering::Relaxed);
+            }
+        }
+        let table = OutsideTable::behind(PAGE);
+        let (memfd, seen) = (Arc::new(MemfdPages::new(PAGE)), Arc::default());
+        let pages = table.map(memfd.exported(Looks(memfd.clone(), Arc::clone(&seen)))).expect("a page");
+        assert_eq!((memfd.mappings(), seen.load(Ordering::Relaxed)), (1, 0));
+        drop(pages);
+        assert_eq!(seen.load(Ordering::Relaxed), 1, "it was dropped, and saw no mapping");
+    }
 }

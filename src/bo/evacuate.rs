@@ -94,6 +94,7 @@ impl Transaction<'_, '_, '_> {
         let Found::Memory(new, after) = self.take_system(slot, &buffer, RegionKind::System)? else {
             unreachable!("the buffer is in VRAM");
         };
+        self.try_to_announce_move(slot);
         // From here on nothing fails.
         self.reason = InvalidateReason::Revoked;
         self.end_pinned_mappings(slot);
@@ -126,9 +127,8 @@ impl Transaction<'_, '_, '_> {
         let state = self.exec.set_mut().state_mut(slot);
         state.generation += 1;
         // What others see as a dma-buf stays what they see, whatever is in it.
-        if let Some(old) =
-            state.resource.take_if(|here| here.region == RegionKind::Vram || !buffer.is_exported())
-        {
+        let is_seen = buffer.is_exported() || buffer.imported.is_some();
+        if let Some(old) = state.resource.take_if(|here| here.region == RegionKind::Vram || !is_seen) {
             self.retire_lost(&buffer, old, until, drain);
         }
         let bytes = bytes.min(buffer.footprint_bytes);

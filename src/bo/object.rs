@@ -12,13 +12,16 @@ use super::cpu_hint::CpuHint;
 use super::tags::{Tags, check_priority};
 use super::{Place, Placement};
 use crate::aperture::{BufferWindows, P2p};
+use crate::backend::OutsidePages;
 use crate::client::ClientAccount;
 use crate::cpu::{Caching, Followers};
 use crate::error::{Error, Result};
+use crate::import::Imported;
 use crate::manager::Manager;
 use crate::region::{RegionKind, Resource};
 use crate::share::Peers;
 use crate::size::Size;
+use crate::submit::Access;
 use crate::sync_file::Across;
 
 /// What the manager keeps of a buffer.
@@ -41,6 +44,8 @@ pub(crate) struct BufferObject {
     placement: Placement,
     /// The slowest caching that the CPU's mappings of it may have. Constant.
     caching: Caching,
+    /// Whose bytes it has, if they are somebody else's. Constant.
+    pub(crate) imported: Option<Imported>,
     /// How often it was evicted. Statistics.
     pub(crate) evictions: AtomicU64,
     /// How many maps keep it where it is. Raised under the reservation, lowered anywhere.
@@ -172,11 +177,16 @@ impl Drop for BufferObject {
         }
         let windows = std::mem::take(&mut state.windows);
         fences.merge(&self.manager.hide_windows(windows, &mut Held::in_destructor()));
+        if let Some(Imported { inode, .. }) = self.imported {
+            self.manager.known_dma_bufs.leave(inode, self.id, fences.clone());
+        }
         if let Some(resource) = state.resource.take() {
             self.manager.retire(resource, fences);
             self.manager.promoter.poke();
         }
-        self.manager.counters.destroyed(self.size_bytes);
+        if self.imported.is_none() {
+            self.manager.counters.destroyed(self.size_bytes);
+        }
     }
 }
 
@@ -261,12 +271,13 @@ impl Buffer {
         self.0.reservation.fences(Usage::Read)
     }
 
-    /// Waits until all work on this buffer is done.
+    /// Waits until all work on this buffer is done, that of other drivers included who share it.
     ///
     /// # Errors
     /// [`Error::FenceFailed`] when work that was still outstanding failed, or a move has lost the bytes.
     pub fn wait(&self) -> Result<()> {
         self.0.manager.wait(&self.0.reservation.fences(Usage::Read))?;
+        self.wait_for_others(Access::Write)?;
         self.0.reservation.lock(&mut Held::enter()).check_not_lost()
     }
 
@@ -350,27 +361,50 @@ impl BufferBuilder {
         let size_bytes = self.size.as_bytes();
         let footprint_bytes = checked_footprint(size_bytes)?;
         check_priority(self.priority)?;
-        let places = if self.places.is_empty() { vec![Place::VRAM] } else { self.places };
+        let places = if self.places.is_empty() { vec![Place::VRAM] } else { self.places.clone() };
         let placement = Placement::new(places)?;
         self.manager.check_fits_somewhere(&placement, footprint_bytes)?;
         self.manager.counters.created(size_bytes);
-        Ok(Buffer(Arc::new(BufferObject {
+        Ok(self.build(footprint_bytes, placement, None, BoState::default()))
+    }
+
+    /// Creates a buffer that is all of somebody else's `pages`, for good. Nobody knows yet that it is there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSize`].
+    pub(crate) fn create_in(self, pages: &Arc<OutsidePages>, imported: Imported) -> Result<Buffer> {
+        let footprint_bytes = checked_footprint(self.size.as_bytes())?;
+        let placement = Placement::new(vec![Place::GTT])?;
+        let resource = Some(Resource::in_outside(pages, footprint_bytes));
+        let state = BoState { resource, ..BoState::default() };
+        Ok(self.build(footprint_bytes, placement, Some(imported), state))
+    }
+
+    fn build(
+        self,
+        footprint_bytes: u64,
+        placement: Placement,
+        imported: Option<Imported>,
+        state: BoState,
+    ) -> Buffer {
+        Buffer(Arc::new(BufferObject {
             id: self.manager.next_buffer_id(),
             manager: self.manager,
             client: self.client,
             name: self.name,
-            size_bytes,
+            size_bytes: self.size.as_bytes(),
             footprint_bytes,
             tags: Tags::new(self.priority, self.p2p),
             placement,
             caching: self.caching,
+            imported,
             evictions: AtomicU64::new(0),
             holds: AtomicUsize::new(0),
             exports: AtomicUsize::new(0),
             #[cfg(any(loom, shuttle))]
             watched: Arc::default(),
-            reservation: Reservation::new(BoState::default()),
-        })))
+            reservation: Reservation::new(state),
+        }))
     }
 }
 

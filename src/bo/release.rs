@@ -13,8 +13,7 @@ impl Manager {
     /// callbacks: takes the region lock, under any reservation.
     pub(crate) fn retire(&self, mut resource: Resource, fences: FenceSet) {
         if let Some(pages) = resource.outside.take() {
-            // They are nobody else's to be given: whoever drops them last unmaps them.
-            return fences.when_signaled(move || drop(pages));
+            return self.cpu.retire_outside(pages, fences);
         }
         let mut held = Held::in_destructor();
         match resource.region {
@@ -126,6 +125,7 @@ impl Manager {
         let mut held = Held::in_destructor();
         self.ledger.reap_signalled(&mut held);
         self.windows.reap_signalled(&mut held);
+        self.cpu.reap_signalled();
         let vram = self.vram.state.lock(&mut held).heap.signalled_ghosts();
         let system = self.system.state.lock(&mut held).heap.signalled_ghosts();
         for ghost in vram {

@@ -25,6 +25,7 @@ use crate::manager::Manager;
 use crate::region::{Node, Pin, RegionKind, Resource};
 use crate::share::InvalidateReason;
 use crate::stats::Counters;
+use crate::sync_file::Reserved;
 
 /// Fences that one transaction may attach to one buffer: a move, its rebind, a job, and an eviction's move and rebind.
 pub(super) const FENCES_PER_BUFFER: usize = 5;
@@ -41,6 +42,8 @@ pub(crate) struct Transaction<'t, 'h, 'o> {
     pub(super) moving_for: Option<&'static str>,
     /// What importers are told when a buffer moves.
     pub(crate) reason: InvalidateReason,
+    /// Moves that others have been told of and that are not queued yet; those that never are, are over when this is dropped.
+    pub(crate) announced: Vec<(Slot, Reserved)>,
 }
 
 /// Who may have to move for a place.
@@ -85,7 +88,8 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
         members: Vec<Slot>,
         reach: Reach<'t>,
     ) -> Self {
-        Transaction { manager, exec, reach, members, moving_for: None, reason: InvalidateReason::Moved }
+        let (moving_for, reason) = (None, InvalidateReason::Moved);
+        Transaction { manager, exec, reach, members, moving_for, reason, announced: Vec::new() }
     }
 
     /// The slot of the caller's `index`th buffer.
@@ -125,6 +129,7 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
                 if self.is_at(slot, place) {
                     return Ok(());
                 }
+                self.announce_move(slot)?;
                 match self.find_or_make_way(slot, &buffer, place, pass) {
                     Ok(Some(found)) => {
                         self.move_to(slot, &buffer, found);

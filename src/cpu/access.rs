@@ -7,13 +7,25 @@
 use std::ptr::NonNull;
 
 use devpagemap_fence::sync::mutant;
-use devpagemap_fence::{Held, Locked, Usage, levels};
+use devpagemap_fence::{Fence, FenceSet, Held, Locked, Usage, levels};
 use devpagemap_migrate::{Extent, ExtentList, MemoryMap};
 
+use super::bracket::{self, Bracket, Missing};
 use super::windowed::Piece;
 use crate::backend::{DeviceMemory, gather, scatter};
 use crate::bo::{BoState, Buffer, Placement};
 use crate::error::{Error, Result};
+use crate::submit::Access;
+
+/// Why the CPU may not use a buffer's bytes just now.
+enum NotYet {
+    /// Others use them.
+    Busy(FenceSet),
+    /// Other drivers do.
+    Theirs(Fence),
+    /// The kernel has not been told.
+    Unannounced(Missing),
+}
 
 impl Buffer {
     /// Copies bytes out of the buffer, after all work that writes it. A buffer that was never used reads as zeros.
@@ -58,9 +70,11 @@ impl Buffer {
     /// Copies bytes into the buffer, after all work that uses it. A buffer that was never used gets system memory for it.
     ///
     /// # Errors
-    /// As [`Buffer::read_at`]; and [`Error::Exhausted`] when there is no memory for a buffer's first bytes.
+    /// As [`Buffer::read_at`]; and [`Error::Exhausted`] when there is no memory for a buffer's first bytes, [`Error::ReadOnly`] for a buffer
+    /// that was imported for reading.
     pub fn write_at(&self, offset_bytes: u64, from: &[u8]) -> Result<()> {
         self.check_bounds(offset_bytes, from.len())?;
+        self.0.check_writable()?;
         if from.is_empty() {
             return Ok(());
         }
@@ -103,8 +117,10 @@ impl Buffer {
         usage: Usage,
         mut body: impl FnMut(&mut BoState, &mut Held<'_, levels::Tickets>) -> Result<O>,
     ) -> Result<O> {
+        let mut bracket: Option<Bracket> = None;
+        let access = if usage == Usage::Write { Access::Read } else { Access::Write };
         loop {
-            let outstanding = {
+            let not_yet = {
                 let (_pass, reach) = self.0.manager.enter()?;
                 let mut held = Held::enter();
                 let mut state: Locked<'_, BoState> = self.0.reservation.lock(&mut held);
@@ -114,13 +130,26 @@ impl Buffer {
                 let outstanding = state.fences(usage);
                 if outstanding.is_signaled() || mutant!("cpu_does_not_wait_for_moves") {
                     state.check_not_lost()?;
-                    let (state, mut held) = state.split();
-                    return body(state, &mut held);
+                    match (state.hear(access)?, bracket::missing(&state, bracket.as_ref())) {
+                        (None, None) => {
+                            let (state, mut held) = state.split();
+                            return body(state, &mut held);
+                        }
+                        (Some(theirs), _) => NotYet::Theirs(theirs),
+                        (None, Some(missing)) => NotYet::Unannounced(missing),
+                    }
+                } else {
+                    NotYet::Busy(outstanding)
                 }
-                outstanding
             };
-            // How that work ended is for whoever holds its fence; what counts here is that it has ended.
-            let _submitters_business = self.0.manager.wait(&outstanding);
+            drop(bracket.take());
+            match not_yet {
+                NotYet::Unannounced(missing) => bracket = Some(missing.begin(usage)?),
+                // Nobody else hears how that ended.
+                NotYet::Theirs(theirs) => self.0.manager.wait(&theirs.into())?,
+                // How that work ended is for whoever holds its fence; what counts here is that it has ended.
+                NotYet::Busy(outstanding) => drop(self.0.manager.wait(&outstanding)),
+            }
         }
     }
 

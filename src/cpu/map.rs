@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
-use devpagemap_fence::Held;
+use devpagemap_fence::{Held, Outside, Usage};
 
 use super::address_space::AddressSpace;
+use super::bracket::{self, Bracket};
 use super::hold::Hold;
 use super::mapping::Mapping;
 use super::windowed::Shown;
@@ -15,8 +16,9 @@ use super::{AfterLoss, Caching};
 use crate::aperture::PinnedWindow;
 use crate::bo::{Buffer, CpuWish, WeakBuffer};
 use crate::error::{Error, Result};
-use crate::region::{bytes_of, pages_of};
+use crate::region::{Resource, bytes_of, pages_of};
 use crate::stats::Counters;
+use crate::submit::Access;
 
 /// A buffer, or a part of it, mapped for the CPU. The address stays while the buffer moves; nothing is pinned, unless the map was
 /// [made so](CpuMapBuilder::pinned) or the kernel offers nothing better (see [`CpuFaults`](crate::CpuFaults)).
@@ -60,6 +62,9 @@ pub struct CpuMap {
     writable: bool,
     /// Constant.
     fell_back: Option<&'static str>,
+    /// Around what the CPU does with the bytes of a dma-buf, from the last time that the map was populated on. Its own lock, outside of the
+    /// order.
+    bracket: Outside<Option<Bracket>>,
 }
 
 impl fmt::Debug for CpuMap {
@@ -156,9 +161,13 @@ impl CpuMapBuilder<'_> {
     /// [`Error::OutOfBounds`] for bytes that the buffer does not have, [`Error::InvalidSize`] for none, [`Error::Pinned`] when it is
     /// pinned where the CPU does not reach it, [`Error::FenceFailed`] when its bytes are lost, [`Error::Exhausted`] when neither
     /// visible VRAM nor system memory can be had, [`Error::ApertureFull`] for a pinned map when other pinned maps and windows have the CPU's
-    /// reserve of a BAR of windows, [`Error::Io`] when the system gives no addresses, [`Error::DeviceLost`].
+    /// reserve of a BAR of windows, [`Error::ReadOnly`] for a map that is not [`read_only`](CpuMapBuilder::read_only) of a buffer that was
+    /// imported so, [`Error::Io`] when the system gives no addresses, [`Error::DeviceLost`].
     pub fn map(self) -> Result<CpuMap> {
         self.buffer.check_range("a CPU map", &self.range)?;
+        if self.writable {
+            self.buffer.0.check_writable()?;
+        }
         let manager = &self.buffer.0.manager;
         manager.check_present()?;
         let watcher = if self.pinned { None } else { self.watcher()? };
@@ -195,7 +204,8 @@ impl CpuMapBuilder<'_> {
         Counters::count(&manager.counters.cpu_maps);
         let buffer = self.buffer.clone();
         let CpuMapBuilder { range, writable, lazy, .. } = self;
-        let map = CpuMap { mapping, hold, window, buffer, range, writable, fell_back };
+        let bracket = Outside::new("bracket of a CPU map", None);
+        let map = CpuMap { mapping, hold, window, buffer, range, writable, fell_back, bracket };
         if !lazy || pinned {
             map.settle_down()?;
         }
@@ -274,7 +284,7 @@ impl CpuMap {
         self.buffer.write_at(self.inside(offset_bytes, from.len())?, from)
     }
 
-    /// Points the whole map at the bytes now, so that touches find them without waiting, until the buffer moves again: brings it where the
+    /// Points the whole map at the bytes now, and makes what others have done with a dma-buf's bytes visible to the CPU, so that touches find them without waiting, until the buffer moves again: brings it where the
     /// CPU reaches it and waits until the bytes have arrived.
     ///
     /// # Errors
@@ -286,8 +296,23 @@ impl CpuMap {
             Ok(transaction.exec.set().state(slot).arrival.clone())
         })?;
         self.buffer.0.manager.wait(&arrival)?;
+        self.buffer.wait_for_others(if self.writable { Access::Write } else { Access::Read })?;
+        self.announce()?;
         self.mapping.point_all(&mut Held::enter());
         self.populate_windows()
+    }
+
+    /// Tells the kernel, if these are a dma-buf's bytes, that the CPU uses them from now on.
+    fn announce(&self) -> Result<()> {
+        let missing = bracket::missing(&self.buffer.0.reservation.lock(&mut Held::enter()), None);
+        let before = self.bracket.lock().take();
+        drop(before);
+        if let Some(missing) = missing {
+            let begun = missing.begin(if self.writable { Usage::Read } else { Usage::Write })?;
+            let another = self.bracket.lock().replace(begun);
+            drop(another);
+        }
+        Ok(())
     }
 
     /// Points at windows, one after the other, what only windows show.
@@ -313,12 +338,15 @@ impl CpuMap {
     }
 
     /// Takes the map's page-table entries away, as a move of the buffer does; the next touch, or [`CpuMap::populate`], brings them back.
-    /// A pinned map keeps them.
+    /// A pinned map keeps them, and so does one of a dma-buf's bytes.
     pub fn forget(&self) {
         if self.hold.is_some() {
             return;
         }
         let forgotten = self.buffer.transact(|transaction, slot| {
+            if transaction.resource(slot).is_some_and(Resource::is_outside) {
+                return Ok(());
+            }
             let (_, mut held) = transaction.exec.split();
             self.mapping.zap(&mut held);
             transaction.settle_mapping(slot, &self.mapping);
@@ -331,10 +359,12 @@ impl CpuMap {
     fn settle_down(&self) -> Result<()> {
         // How that work ended is for whoever holds its fence.
         let _submitters_business = self.buffer.0.manager.wait(&self.buffer.fences());
+        self.buffer.wait_for_others(if self.writable { Access::Write } else { Access::Read })?;
         {
             let mut held = Held::enter();
             self.buffer.0.reservation.lock(&mut held).check_not_lost()?;
         }
+        self.announce()?;
         if self.hold.is_none() {
             return Ok(());
         }

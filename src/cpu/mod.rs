@@ -16,6 +16,7 @@ mod access;
 mod address_space;
 mod approach;
 mod bounce;
+mod bracket;
 mod caching;
 #[cfg(not(any(loom, shuttle)))]
 mod fault_thread;

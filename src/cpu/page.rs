@@ -37,6 +37,7 @@ impl Buffer {
         if offset_bytes >= size_bytes {
             return Err(Error::OutOfBounds { offset_bytes, len_bytes: PAGE_BYTES, size_bytes });
         }
+        self.0.check_writable()?;
         let len_bytes = PAGE_BYTES.min(size_bytes - offset_bytes);
         let wish = CpuWish { caching: Caching::Uncached, pages: page..page + 1 };
         let mut body = Some(body);

@@ -202,12 +202,20 @@ impl Attachment {
     /// Adds work of the importer's to the buffer's fences: jobs and moves of the buffer queue behind it, as behind any other work.
     ///
     /// # Errors
-    /// [`Error::FenceSlots`] when there is no memory for one more fence.
+    /// [`Error::FenceSlots`] when there is no memory for one more fence, [`Error::ReadOnly`] for a write to a buffer that was imported for
+    /// reading.
     pub fn add_fence(&self, fence: &Fence, access: Access) -> Result<()> {
+        if access == Access::Write {
+            self.buffer.0.check_writable()?;
+        }
         let mut held = Held::enter();
         let mut state = self.buffer.0.reservation.lock(&mut held);
         state.reserve_fences(1)?;
+        let announced = state.announce(access)?;
         state.add_fence(fence.clone(), access.usage());
+        if let Some(announced) = announced {
+            announced.arm(&FenceSet::from(fence.clone()));
+        }
         if access == Access::Write {
             state.peers.is_written();
         }

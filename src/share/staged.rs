@@ -195,6 +195,7 @@ impl Transaction<'_, '_, '_> {
             return Ok(copy.arrived());
         }
         self.exec.set_mut().reserve_fences(slot, 1)?;
+        self.hear(slot, Access::Read)?;
         let state = self.exec.set().state(slot);
         let resource = state.resource.as_ref().expect("what is staged has been placed");
         let whole = copy.extents(&(0..resource.len_bytes()));
@@ -254,6 +255,7 @@ impl Transaction<'_, '_, '_> {
 
     fn queue_staging(&mut self, slot: Slot, request: MoveRequest, usage: Usage) -> Fence {
         let manager = self.manager;
+        let announced = self.try_to_announce(slot, usage);
         let needs = self.exec.set().state(slot).arrival.clone();
         Counters::count(&manager.counters.staged_copies);
         Counters::add(&manager.counters.staged_copied_bytes, request.operation.len_bytes());
@@ -261,6 +263,9 @@ impl Transaction<'_, '_, '_> {
         let fence = manager.queue().submit(request.needs(needs), &mut held);
         manager.remember(&fence, &mut held);
         set.add_fence(slot, fence.clone(), usage);
+        if let Some(announced) = announced {
+            announced.arm(&FenceSet::from(fence.clone()));
+        }
         fence
     }
 
@@ -285,6 +290,7 @@ impl Transaction<'_, '_, '_> {
         }
         self.note_peer_use(slot, mapped);
         let Some(copy) = mapped.copy() else {
+            self.hear(slot, access)?;
             let mut after = self.exec.set().fences(slot, Usage::waits_for(access == Access::Write));
             after.merge(map.after());
             return Ok(after);
@@ -322,7 +328,11 @@ impl Transaction<'_, '_, '_> {
     /// An importer uses the buffer's own bytes until `fence` has signalled.
     fn add_use(&mut self, slot: Slot, mapped: &Mapped, access: Access, fence: &Fence) -> Result<()> {
         self.exec.set_mut().reserve_fences(slot, 1)?;
+        let announced = self.exec.set().state(slot).announce(access)?;
         self.exec.set_mut().add_fence(slot, fence.clone(), access.usage());
+        if let Some(announced) = announced {
+            announced.arm(&FenceSet::from(fence.clone()));
+        }
         if access == Access::Write {
             self.note_write(slot);
             self.note_peer_write(slot, mapped);
@@ -340,8 +350,11 @@ impl PeerMap {
     ///
     /// # Errors
     /// [`Error::StaleMap`] when the buffer has left where this shows it: map again. [`Error::Revoked`], [`Error::FenceFailed`] when the
-    /// buffer's bytes are lost, [`Error::FenceSlots`].
+    /// buffer's bytes are lost, [`Error::FenceSlots`], [`Error::ReadOnly`] for a write to a buffer that was imported for reading.
     pub fn begin(&self, access: Access) -> Result<FenceSet> {
+        if access == Access::Write {
+            self.buffer.0.check_writable()?;
+        }
         self.buffer.transact(|transaction, slot| transaction.begin_use(slot, self, access))
     }
 

@@ -10,6 +10,9 @@ use rustix::ioctl::{self, Opcode, opcode};
 /// `SYNC_IOC_MAGIC`, the group of its calls.
 const GROUP: u8 = b'>';
 
+/// For how many fences one call is enough.
+const AT_ONCE: usize = 8;
+
 /// `struct sync_merge_data`.
 #[repr(C)]
 struct Merge {
@@ -96,12 +99,18 @@ pub(crate) fn status(sync_file: BorrowedFd<'_>) -> Result<Status, Errno> {
 /// # Errors
 /// `ENOTTY` when it is no sync_file.
 pub(crate) fn fences(sync_file: BorrowedFd<'_>) -> Result<Vec<FenceInfo>, Errno> {
-    let count = raw_info(sync_file, &mut [])?.num_fences;
     let none = RawFence { timeline: [0; 32], driver: [0; 32], status: 0, flags: 0, timestamp_ns: 0 };
-    let mut raw = vec![none; count as usize];
-    // A sync_file never changes, so there are as many as a moment ago.
-    let filled = raw_info(sync_file, &mut raw)?.num_fences as usize;
-    raw.truncate(filled);
+    let mut raw = vec![none; AT_ONCE];
+    let filled = match raw_info(sync_file, &mut raw) {
+        Ok(info) => info.num_fences,
+        // More than that. A sync_file never gets more fences than it has, so the second look has room.
+        Err(Errno::INVAL) => {
+            raw.resize(raw_info(sync_file, &mut [])?.num_fences as usize, none);
+            raw_info(sync_file, &mut raw)?.num_fences
+        }
+        Err(errno) => return Err(errno),
+    };
+    raw.truncate(filled as usize);
     let info = |fence: RawFence| FenceInfo {
         driver: text(&fence.driver),
         timeline: text(&fence.timeline),

@@ -12,5 +12,19 @@
 //! - A test that uses up what a process has, or kills itself, runs in a process of its own (`tests/setup/child.rs`).
 //! - What a guest is to say about the kernel and the processor: [`setup::guest`].
 
+#[path = "../setup/child.rs"]
+mod child;
+mod doctor;
+mod exports;
+mod fences;
+mod imports;
+mod liars;
+mod mapping;
 mod nodes;
+#[path = "../setup/pattern.rs"]
+mod pattern;
 mod setup;
+mod stranger;
+mod ttm;
+mod two_processes;
+mod who_imports;

@@ -252,6 +252,7 @@ impl Transaction<'_, '_, '_> {
         let known = Known { via: via.clone(), writable, own_references, dma_buf: weak };
         self.exec.set_mut().state_mut(slot).exported = Some(known);
         attempt.buffer.0.exports.fetch_add(1, Ordering::AcqRel);
+        self.manager.known_dma_bufs.enter_export(dma_buf.inode(), attempt.buffer);
         let exported = Exported { dma_buf, own_references, attachment };
         self.manager.exports.table.keep(attempt.buffer.id(), exported);
         Ok((copy, via))

@@ -51,9 +51,19 @@ pub struct Export {
     dma_buf: DmaBuf,
     via: Via,
     reasons: Vec<PassedOver>,
+    fences: Result<&'static str>,
 }
 
 impl Export {
+    /// What makes the device's fences known to whoever has the descriptor: they poll it, or their driver waits by itself.
+    ///
+    /// # Errors
+    /// [`Error::NoKernelFences`], which says why nothing does: others see the bytes while jobs of this device work on them. What was queued
+    /// when the buffer was exported is over.
+    pub fn fences(&self) -> Result<&'static str> {
+        self.fences.clone()
+    }
+
     /// Who made it.
     pub fn via(&self) -> &Via {
         &self.via
@@ -169,18 +179,21 @@ impl Buffer {
         }
     }
 
-    /// The bytes are on their way; whoever gets the descriptor must not see it before they are there.
+    /// The bytes may be on their way. Where the kernel knows our fences, whoever gets the descriptor waits for them there; elsewhere it is waited
+    /// for here.
     fn exported(&self, dma_buf: DmaBuf, via: Via, reasons: Vec<PassedOver>) -> Result<Export> {
         let manager = &self.0.manager;
         Counters::count(&manager.counters.exports);
         tracing::debug!(buffer = self.id(), %via, passed_over = reasons.len(), "exported");
-        let export = Export { dma_buf, via, reasons };
-        let arrival = self.0.reservation.lock(&mut Held::enter()).arrival.clone();
-        if !arrival.is_signaled() {
-            let reason = "export: the kernel does not know our fences; waited for the bytes";
-            manager.reasons.count(reason, &mut Held::in_destructor());
+        let export = Export { dma_buf, via, reasons, fences: manager.crossing.source() };
+        if let Err(why) = &export.fences {
+            let outstanding = self.fences();
+            if !outstanding.is_signaled() {
+                let reason = format!("export: waited for the bytes: {why}");
+                manager.reasons.count(&reason, &mut Held::in_destructor());
+            }
+            manager.wait(&outstanding)?;
         }
-        manager.wait(&arrival)?;
         Ok(export)
     }
 

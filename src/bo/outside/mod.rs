@@ -5,6 +5,9 @@
 //! to ([`Transaction::leave_outside`]), and stays while somebody holds it, or has it mapped: the kernel has no way to make touches of a
 //! dma-buf's pages sleep, so a CPU map of them cannot follow the buffer.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use devpagemap_fence::sync::atomic::Ordering;
@@ -37,6 +40,7 @@ impl Transaction<'_, '_, '_> {
         }
         self.check_not_pinned(slot, &buffer)?;
         self.reserve_fences(slot, FENCES_PER_BUFFER)?;
+        self.announce_move(slot)?;
         let resource = Resource::in_outside(pages, wanted_bytes);
         self.move_bytes(slot, &buffer, resource, FenceSet::new());
         Ok(())
@@ -57,6 +61,7 @@ impl Transaction<'_, '_, '_> {
         let buffer = self.exec.set().arc(slot);
         self.exec.set().state(slot).check_not_lost()?;
         self.reserve_fences(slot, FENCES_PER_BUFFER)?;
+        self.announce_move(slot)?;
         let found = self.take_system(slot, &buffer, RegionKind::System)?;
         self.move_to(slot, &buffer, found);
         Ok(true)
@@ -65,8 +70,10 @@ impl Transaction<'_, '_, '_> {
     /// Whether the buffer is in outside pages and may not leave them now. Whoever can use it in system memory does so there.
     pub(crate) fn stays_outside(&self, slot: Slot) -> bool {
         let state = self.exec.set().state(slot);
-        let holds = &self.exec.set().object(slot).holds;
+        let buffer = self.exec.set().object(slot);
         state.resource.as_ref().is_some_and(Resource::is_outside)
-            && (holds.load(Ordering::Acquire) > 0 || state.followers.are_any())
+            && (buffer.imported.is_some()
+                || buffer.holds.load(Ordering::Acquire) > 0
+                || state.followers.are_any())
     }
 }
