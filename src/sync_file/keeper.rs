@@ -157,7 +157,7 @@ impl Crossing {
     fn has_signalled(&self, id: u64) {
         // Not there: given up since.
         let Some(wait) = self.take_wait(id) else { return };
-        catch(|| wait.is_over(self));
+        catch(|| wait.ends(self));
     }
 
     /// Whoever takes it out ends it.
