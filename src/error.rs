@@ -209,6 +209,13 @@ pub enum Error {
         /// What was attempted.
         action: &'static str,
     },
+    /// A device, or a part of one, that cannot be used as it was asked for.
+    NotUsable {
+        /// Which.
+        what: Arc<str>,
+        /// Why not.
+        why: Arc<str>,
+    },
     /// The driver refused.
     Driver {
         /// What it was asked to do.
@@ -298,6 +305,7 @@ impl fmt::Display for Error {
             Error::NoRights { path, action } => {
                 write!(f, "could not {action}: no rights to {path}")
             }
+            Error::NotUsable { what, why } => write!(f, "{what} cannot be used: {why}"),
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),
             Error::Unsupported { what } => write!(f, "unsupported: {what}"),
@@ -327,6 +335,11 @@ impl Error {
     /// The system refused something that is about a descriptor.
     pub(crate) fn of_descriptor(action: &'static str, errno: Errno) -> Error {
         Error::io(action, 0, errno)
+    }
+
+    /// `what` cannot be used.
+    pub(crate) fn not_usable(what: impl fmt::Display, why: impl Into<Arc<str>>) -> Error {
+        Error::NotUsable { what: what.to_string().into(), why: why.into() }
     }
 
     /// The system refused to open a file or a device.

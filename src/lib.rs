@@ -48,6 +48,7 @@
 //! | to limit what peers use of the BAR | [`DeviceBuilder::p2p_limits`], [`Device::client`] |
 //! | to share a buffer with another device | [`Device::join`], [`Importer`], [`Buffer::attach`], [`Attachment::map`] |
 //! | to know who can reach whose memory | [`Buffer::explain`], [`Device::registry`], [`pagemap`], [`topology`] |
+//! | VRAM in a PCI BAR, or a drive that reads into another device's memory | [`PciBar`], [`P2pMemory`], [`Drive`] |
 //! | to take a device away, or reset it | [`Device::unplug`], [`Device::reset`], [`Device::rearm`] |
 //! | to know what happened, and why | [`Device::stats`], [`Device::events`], [`Error`] |
 //!
@@ -87,6 +88,8 @@ pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
 pub use backend::{DmaBuf, DmaBufInfo, JobMemory, SoftwareGpu, SoftwareGpuBuilder};
+#[cfg(not(any(loom, shuttle)))]
+pub use backend::{Drive, P2pAllocation, P2pMemory, PciBar, Transfer, VramMemory};
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;
 pub use cpu::{AfterLoss, Caching, CpuFaults, CpuMap, CpuMapBuilder};

@@ -8,9 +8,13 @@ mod dma_buf;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
 mod memory;
+#[cfg(not(any(loom, shuttle)))]
+mod pci;
 mod pieces;
 #[cfg(not(any(loom, shuttle)))]
 mod software;
+#[cfg(not(any(loom, shuttle)))]
+mod vram;
 
 #[cfg(not(any(loom, shuttle)))]
 pub use dma_buf::{DmaBuf, DmaBufInfo};
@@ -18,7 +22,11 @@ pub use dma_buf::{DmaBuf, DmaBufInfo};
 pub use jobs::JobMemory;
 pub use memory::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
+pub use pci::{Drive, P2pAllocation, P2pMemory, PciBar, Transfer};
+#[cfg(not(any(loom, shuttle)))]
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
+#[cfg(not(any(loom, shuttle)))]
+pub use vram::VramMemory;
 
 pub(crate) use arena::Arena;
 pub(crate) use pieces::{gather, scatter};

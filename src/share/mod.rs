@@ -45,6 +45,8 @@ mod reroute;
 mod revoke;
 mod scatter;
 mod staged;
+#[cfg(not(any(loom, shuttle)))]
+mod transfer;
 
 pub use attachment::Attachment;
 pub use group::{GroupAttachment, GroupMap};

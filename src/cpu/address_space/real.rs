@@ -111,7 +111,8 @@ impl AddressSpace {
     pub(crate) fn point_at_bar(&self, at: u64, pieces: &[Piece<'_>]) -> Result<()> {
         let mut at = at as usize;
         for Piece { memory, len_bytes } in pieces {
-            self.point_at_file(at, *len_bytes as usize, memory.file, memory.offset_bytes)?;
+            let file = memory.file.expect("a piece without a file is never pointed at");
+            self.point_at_file(at, *len_bytes as usize, file, memory.offset_bytes)?;
             at += *len_bytes as usize;
         }
         Ok(())

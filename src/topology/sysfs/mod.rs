@@ -18,6 +18,7 @@
 mod cpus;
 mod file;
 mod function;
+mod resource;
 mod xgmi;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -29,6 +30,9 @@ use super::function::Function;
 use super::machine::{Machine, NodeId, NodeKind, RootBus};
 use super::source::{Place, TopologyError};
 use file::{entries, link_of};
+
+pub(crate) use file::text;
+pub(crate) use resource::Resource;
 
 /// A step on the way down to a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +86,11 @@ impl Machine {
         xgmi::add(&tree, &mut builder)?;
         Ok(builder.build())
     }
+}
+
+/// The directory of the function at an address, in the running machine (`/`) or a saved tree. It may not be there.
+pub(crate) fn dir_of_function(root: &Path, address: PciAddress) -> PathBuf {
+    dir_of_devices(&Tree::at(root)).join(address.to_string())
 }
 
 fn dir_of_devices(tree: &Tree) -> PathBuf {
