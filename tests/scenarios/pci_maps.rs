@@ -129,6 +129,7 @@ fn a_forgotten_map_of_a_bar_comes_back_when_touched() {
     let tree = PciTree::new(8);
     let device = device_in(&tree);
     let buffer = filled(&device, 1, 9);
+    device.wait_idle();
     let map = buffer.mapping().when_touched().map().expect("a map that follows");
     for _ in 0..3 {
         assert_eq!(pattern::check(9, 0, &touch_all(&map)), Ok(()));
