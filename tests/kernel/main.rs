@@ -12,5 +12,10 @@
 //! - A test that uses up what a process has, or kills itself, runs in a process of its own (`tests/setup/child.rs`).
 //! - What a guest is to say about the kernel and the processor: [`setup::guest`].
 
+#[path = "../setup/jobs.rs"]
+mod jobs;
 mod nodes;
+#[path = "../setup/pattern.rs"]
+mod pattern;
+mod pci;
 mod setup;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use devpagemap::{AfterLoss, CpuFaults, Device, RegionKind, Size, SoftwareGpu};
+use devpagemap::{AfterLoss, Caching, CpuFaults, Device, Place, RegionKind, Size, SoftwareGpu};
 
 use crate::setup::pci_tree::PciTree;
 use crate::setup::*;
@@ -138,4 +138,21 @@ fn a_forgotten_map_of_a_bar_comes_back_when_touched() {
         map.forget();
     }
     assert_eq!(buffer.region(), VRAM);
+}
+
+#[test]
+fn only_a_buffer_that_takes_uncached_memory_is_mapped_in_an_uncached_bar() {
+    let tree = PciTree::new(8);
+    let bar = tree.open(2, Caching::Uncached).expect("a BAR that can be used");
+    let gpu = SoftwareGpu::builder().vram_in(bar).build().expect("threads for the rings");
+    let device = Device::builder(gpu).system(Size::mib(64)).build().expect("a device of the BAR's size");
+    let builder = || device.buffer(Size::mib(1)).prefer(Place::VRAM);
+    for (buffer, stays) in
+        [(builder().uncached(), true), (builder().write_combined(), false), (builder(), false)]
+    {
+        let buffer = buffer.create().expect("it fits");
+        finished(fill(&device, &buffer, 4));
+        let map = buffer.map().expect("somewhere the CPU reaches it");
+        assert_eq!((buffer.region() == VRAM, pattern::check(4, 0, &touch_all(&map))), (stays, Ok(())));
+    }
 }
