@@ -14,7 +14,7 @@ use devpagemap::{
     Bar, Buffer, Caching, Device, Drive, Error, Importer, MemoryMap, P2pLimits, P2pMemory, PciBar, Place,
     RegionKind, Size, SoftwareGpu,
 };
-use rustix::thread::{Uid, set_thread_res_uid};
+use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
 
 use crate::jobs::{fill, verify};
 use crate::pattern;
@@ -250,7 +250,8 @@ fn who_is_not_root_is_told_which_file_he_has_no_rights_to() {
     let memory = peer_memories().into_iter().next();
     // Only this thread becomes nobody.
     let nobody = std::thread::spawn(move || {
-        let uid = Uid::from_raw(65534);
+        let (uid, gid) = (Uid::from_raw(65534), Gid::from_raw(65534));
+        set_thread_res_gid(gid, gid, gid).expect("root can become anybody");
         set_thread_res_uid(uid, uid, uid).expect("root can become anybody");
         let bar = PciBar::open(ivshmem_address(), MEMORY_BAR, Caching::Uncached).expect_err("only root may");
         assert!(matches!(&bar, Error::NoRights { path, .. } if path.ends_with("resource2")), "{bar}");
