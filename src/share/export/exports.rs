@@ -127,6 +127,11 @@ impl Exports {
             return Ok(open.clone());
         }
         let opened = policy::open(via)?;
+        #[cfg(feature = "gbm")]
+        if matches!(via, Via::Gbm(_)) {
+            // One for each image: nothing of it is used twice.
+            return Ok(opened);
+        }
         // Whoever was faster stays: handles of buffers are counted by node.
         Ok(self.exporters.lock().entry(via.clone()).or_insert(opened).clone())
     }
