@@ -2,8 +2,8 @@
 //!
 //! It hears of sync_files whose fences have signalled, gives up those that do not in time, and renews kernel fences of ours before they
 //! expire. Whoever adds the first of these starts it; it ends when it finds nothing left, and who adds something sees under the same lock
-//! whether it still runs. It may sleep on for a while after the last fence of ours is gone: a signal wakes nobody, so that work which
-//! ends in time costs no system call.
+//! whether it still runs. It may sleep on for a while after the last fence of ours is gone, no longer than its device lives: a signal wakes
+//! nobody, so that work which ends in time costs no system call.
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -109,6 +109,14 @@ impl Crossing {
         }
         drop(table);
         drop(gone);
+    }
+
+    /// The device is gone: the thread looks whether anything is left, instead of later.
+    pub(crate) fn device_is_gone(&self) {
+        let poller = self.table.lock().poller.clone();
+        if let Some(poller) = poller {
+            poller.poke();
+        }
     }
 
     /// Whether there is anything to keep, or there was until a moment ago.
