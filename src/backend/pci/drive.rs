@@ -340,13 +340,15 @@ impl Drive {
         while done < len {
             let (at, offset) = (start.as_ptr().wrapping_add(done), drive_offset + done as u64);
             let moved = match direction {
-                // SAFETY: the rest of the caller's bytes, reached by the drive only while this slice lives.
                 Direction::FromDrive => {
-                    pread(&self.file, unsafe { std::slice::from_raw_parts_mut(at, len - done) }, offset)
+                    // SAFETY: the rest of the caller's bytes, which nobody else touches while this slice lives.
+                    let rest = unsafe { std::slice::from_raw_parts_mut(at, len - done) };
+                    pread(&self.file, rest, offset)
                 }
-                // SAFETY: as above.
                 Direction::ToDrive => {
-                    pwrite(&self.file, unsafe { std::slice::from_raw_parts(at, len - done) }, offset)
+                    // SAFETY: the rest of the caller's bytes, which nobody writes while this slice lives.
+                    let rest = unsafe { std::slice::from_raw_parts(at, len - done) };
+                    pwrite(&self.file, rest, offset)
                 }
             };
             done += match moved {

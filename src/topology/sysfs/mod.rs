@@ -31,7 +31,9 @@ use super::machine::{Machine, NodeId, NodeKind, RootBus};
 use super::source::{Place, TopologyError};
 use file::{entries, link_of};
 
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use file::text;
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use resource::Resource;
 
 /// A step on the way down to a function.
@@ -89,6 +91,7 @@ impl Machine {
 }
 
 /// The directory of the function at an address, in the running machine (`/`) or a saved tree. It may not be there.
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) fn dir_of_function(root: &Path, address: PciAddress) -> PathBuf {
     dir_of_devices(&Tree::at(root)).join(address.to_string())
 }

@@ -9,11 +9,9 @@ pub struct Resource {
 }
 
 impl Resource {
-    const IO: u64 = 0x100;
     const MEMORY: u64 = 0x200;
     // The bit of the register itself, which all kernels show, and the kernel's own, which has moved over the years.
     const PREFETCHABLE: u64 = 0x2008;
-    const OF_64_BITS: u64 = 0x10_0000;
     const UNSET: u64 = 0x2000_0000;
 
     /// Reads a line; `None` for what is no range with flags.
@@ -43,14 +41,21 @@ impl Resource {
         self.flags & Self::MEMORY != 0
     }
 
-    /// Whether it is of I/O ports.
-    pub fn is_io(&self) -> bool {
-        self.flags & Self::IO != 0
-    }
-
     /// Whether reading has no side effects.
     pub fn is_prefetchable(&self) -> bool {
         self.flags & Self::PREFETCHABLE != 0
+    }
+}
+
+/// What only those want to know who map it.
+#[cfg(not(any(loom, shuttle)))]
+impl Resource {
+    const IO: u64 = 0x100;
+    const OF_64_BITS: u64 = 0x10_0000;
+
+    /// Whether it is of I/O ports.
+    pub fn is_io(&self) -> bool {
+        self.flags & Self::IO != 0
     }
 
     /// Whether the next number belongs to it too.
@@ -59,7 +64,7 @@ impl Resource {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 
