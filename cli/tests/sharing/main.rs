@@ -3,5 +3,6 @@
 
 mod command;
 mod doctor;
+mod few_descriptors;
 mod liars;
 mod sockets;
