@@ -100,7 +100,7 @@ fn image(size_bytes: u64) -> Result<devpagemap::Image> {
         .ok()
         .filter(|lines| *lines <= 16_384)
         .ok_or_else(|| Error::usage("--size", "an image has at most 16384 lines of 4096 bytes"))?;
-    Ok(devpagemap::Image { width: 1024, height, format: *b"XR24", modifiers: Vec::new() })
+    Ok(devpagemap::Image { width: 1024, height, format: *b"XR24", modifiers: Vec::new(), driver: None })
 }
 
 impl ExportOptions {

@@ -21,7 +21,7 @@ use crate::backend::exporter::{Exporter, Made, Source, Wanted};
 use crate::backend::{DmaBuf, OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 use crate::bo::{Buffer, Transaction};
 use crate::error::{Error, Result};
-use crate::region::push_run;
+use crate::region::{Resource, push_run};
 use crate::share::Attachment;
 use crate::share::importer::Joined;
 use crate::sync_file::Across;
@@ -282,13 +282,14 @@ impl Transaction<'_, '_, '_> {
         Ok(Ok(Given { dma_buf: dma_buf.try_clone()?, via: Via::Imported, layout: None }))
     }
 
-    /// Nobody outside has the buffer's dma-buf.
-    pub(super) fn forget_export(&mut self, slot: Slot) {
+    /// Nobody outside has the buffer's dma-buf. Says whether the buffer is in the exporter's own pages: there it can be given out again.
+    pub(super) fn forget_export(&mut self, slot: Slot) -> bool {
         self.end_crossing(slot);
         let state = self.exec.set_mut().state_mut(slot);
-        // In the exporter's own pages it can be given out again.
-        if state.resource.as_ref().is_none_or(|resource| !resource.is_outside()) {
+        let is_stray = state.resource.as_ref().is_some_and(Resource::is_outside);
+        if !is_stray {
             state.exported = None;
         }
+        is_stray
     }
 }
