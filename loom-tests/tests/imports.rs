@@ -64,9 +64,13 @@ fn pages_are_there_for_the_copy_that_empties_them() {
     explore(Some(3), || {
         let (device, crank) = cranked_device(1);
         let moved = buffer(&device);
-        moved.write_at(0, &[5]).expect("there is system memory");
         moved.leave_the_arena().expect("nobody keeps it");
-        let engine = thread::spawn(move || while crank.turn() {});
+        assert!(crank.turn(), "the clear");
+        moved.write_at(0, &[5]).expect("it is there");
+        let engine = thread::spawn(move || {
+            assert!(crank.turn(), "the copy");
+            assert!(!crank.turn(), "there is no more");
+        });
         moved.place_now().expect("the page is free");
         assert_eq!(first_byte(&moved), 5);
         device.wait_idle();

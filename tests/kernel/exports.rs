@@ -17,7 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::child::{expect_success, in_a_child};
 use crate::mapping::Mapping;
-use crate::setup::{Thing, guest, need};
+use crate::setup::{Thing, guest, need, say_loudly};
 
 const ALL: [Thing; 5] = [Thing::Udmabuf, Thing::DmaHeap, Thing::Vgem, Thing::VirtioGpu, Thing::DmaBufList];
 const WAYS: [Via; 4] = [Via::Udmabuf, Via::DmaHeap, Via::Vgem, Via::VirtioGpu];
@@ -562,4 +562,41 @@ fn with_parameter<O>(name: &str, value: u64, body: impl FnOnce() -> O) -> O {
     let result = body();
     std::fs::write(&path, before.trim()).expect("it was so before");
     result
+}
+
+#[test]
+fn what_each_way_costs_is_said() {
+    const MANY: u64 = 16 << 20;
+    if !need(&ALL) {
+        return;
+    }
+    for via in WAYS {
+        let device = device();
+        let buffer = device.buffer(Size::bytes(MANY)).prefer(Place::GTT).create().expect("a buffer");
+        buffer.place_now().expect("there is room");
+        buffer.wait().expect("zeros");
+        let start = Instant::now();
+        let export = buffer.export(via.clone()).expect("it can be had");
+        let first = start.elapsed();
+        buffer.wait().expect("it is there");
+        let arrived = start.elapsed();
+        let start = Instant::now();
+        let again = buffer.export(via.clone()).expect("it can be had");
+        let second = start.elapsed();
+        let start = Instant::now();
+        assert!(
+            Mapping::of(&export, MANY, false).expect("it may be read").read().iter().all(|byte| *byte == 0)
+        );
+        let read = start.elapsed();
+        let references = export.dma_buf().info().expect("there is /proc").references;
+        drop((again, export));
+        let start = Instant::now();
+        assert_eq!(device.release_exports(), 1);
+        let gone = start.elapsed();
+        say_loudly(&format!(
+            "{via}, 16 MiB: exported after {first:?}, bytes there after {arrived:?}, again in {second:?}, \
+             read byte by byte in {read:?}, let go of in {gone:?}; {} references of our own",
+            references - 2
+        ));
+    }
 }

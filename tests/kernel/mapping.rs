@@ -1,9 +1,15 @@
 //! A dma-buf as another user of it sees it: a mapping of its descriptor.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::stranger::{Does, is_ready_within};
+
+/// Long enough for any work here.
+const FOREVER: Duration = Duration::from_secs(20);
 
 /// All of a dma-buf, mapped until this is dropped.
 pub struct Mapping {
@@ -12,8 +18,11 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Maps for reading, and for writing if asked.
+    /// Maps for reading, and for writing if asked, once the work of others on the bytes is done.
     pub fn of(fd: impl AsFd, len_bytes: u64, writable: bool) -> Result<Mapping, Errno> {
+        let fd = fd.as_fd();
+        let does = if writable { Does::Writes } else { Does::Reads };
+        assert!(is_ready_within(fd, does, FOREVER), "a fence of the dma-buf never signals");
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         let len = len_bytes as usize;
         // SAFETY: a new mapping at an address of the kernel's choice; nobody makes references to what is in it.

@@ -125,8 +125,7 @@ pub fn run(options: &ExportOptions, say: &mut dyn FnMut(&str)) -> Result<bool> {
     let interrupt = Interrupt::on_ctrl_c()?;
     let listener = Listener::bind(&options.socket)?;
     let pages = Pages::new(options.size)?;
-    let mut server = Server::new(pages, options)?;
-    server.export(via)?;
+    let mut server = Server::new(pages, via, options)?;
     for line in server.introduction() {
         say(&format!("  {line}"));
     }
