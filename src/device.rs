@@ -73,7 +73,7 @@ impl<D: Driver> Device<D> {
     pub fn builder(driver: D) -> DeviceBuilder<D> {
         DeviceBuilder {
             driver,
-            vram: Size::default(),
+            vram: None,
             bar: None,
             gtt: Size::gib(4),
             system: None,
@@ -283,7 +283,7 @@ impl<D: Driver> Device<D> {
 #[derive(Debug)]
 pub struct DeviceBuilder<D> {
     driver: D,
-    vram: Size,
+    vram: Option<Size>,
     bar: Option<Bar>,
     gtt: Size,
     system: Option<Size>,
@@ -302,9 +302,10 @@ pub struct DeviceBuilder<D> {
 }
 
 impl<D: Driver> DeviceBuilder<D> {
-    /// The size of VRAM, in whole pages. Without it there is none, and `build` refuses.
+    /// The size of VRAM, in whole pages. Without it there is as much as the [driver](Driver::vram_size) says; if that says nothing,
+    /// `build` refuses.
     pub fn vram(self, size: Size) -> DeviceBuilder<D> {
-        DeviceBuilder { vram: size, ..self }
+        DeviceBuilder { vram: Some(size), ..self }
     }
 
     /// What the BAR shows of VRAM: a prefix, or windows. All of it, unless told otherwise.
@@ -404,8 +405,9 @@ impl<D: Driver> DeviceBuilder<D> {
     pub fn build(self) -> Result<Device<D>> {
         lockdep::prime();
         let crossing = self.crossing();
-        let vram_bytes = self.vram.as_bytes();
-        let bar = self.bar.unwrap_or(Bar::Prefix(self.vram));
+        let vram = self.vram.or_else(|| self.driver.vram_size()).unwrap_or_default();
+        let vram_bytes = vram.as_bytes();
+        let bar = self.bar.unwrap_or(Bar::Prefix(vram));
         bar.check(vram_bytes)?;
         let visible_bytes = bar.visible().as_bytes();
         let limits = self.p2p_limits.unwrap_or_else(|| P2pLimits::for_bar(bar.size()));

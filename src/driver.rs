@@ -11,6 +11,7 @@ use crate::backend::DeviceMemory;
 use crate::cpu::Caching;
 use crate::error::{Error, Result};
 use crate::region::RegionKind;
+use crate::size::Size;
 use crate::unplug::VramContents;
 
 /// How a device's memory is laid out, as its builder was told.
@@ -75,6 +76,12 @@ pub trait Driver: Any + Send + Sync {
     /// # Errors
     /// Whatever keeps the engines from starting; the device is then not built.
     fn copy_engines(&self, memory: &DeviceMemory) -> Result<Vec<Arc<dyn CopyEngine>>>;
+
+    /// How much VRAM there is, if the driver knows: the size of a device that is built without another
+    /// [one](crate::DeviceBuilder::vram). Asked for once, before all else.
+    fn vram_size(&self) -> Option<Size> {
+        None
+    }
 
     /// Makes VRAM reachable for the CPU. Called once, before [`Driver::copy_engines`]. `None`: the CPU sees none of it.
     ///

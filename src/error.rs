@@ -263,6 +263,13 @@ pub enum Error {
         /// What was passed over, and why.
         reasons: Arc<[PassedOver]>,
     },
+    /// A device, or a part of one, that cannot be used as it was asked for.
+    NotUsable {
+        /// Which.
+        what: Arc<str>,
+        /// Why not.
+        why: Arc<str>,
+    },
     /// The driver refused.
     Driver {
         /// What it was asked to do.
@@ -379,6 +386,7 @@ impl fmt::Display for Error {
                     write!(f, "{} {reason}", if index == 0 { ":" } else { ";" })
                 })
             }
+            Error::NotUsable { what, why } => write!(f, "{what} cannot be used: {why}"),
             Error::FenceSlots(error) => write!(f, "no room for another fence: {error}"),
             Error::FenceFailed(error) => write!(f, "a fence failed: {error}"),
             Error::Unsupported { what } => write!(f, "unsupported: {what}"),
@@ -408,6 +416,11 @@ impl Error {
     #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn of_descriptor(action: &'static str, errno: Errno) -> Error {
         Error::io(action, 0, errno)
+    }
+
+    /// `what` cannot be used.
+    pub(crate) fn not_usable(what: impl fmt::Display, why: impl Into<Arc<str>>) -> Error {
+        Error::NotUsable { what: what.to_string().into(), why: why.into() }
     }
 
     /// The system refused to open a file or a device.

@@ -48,6 +48,7 @@
 //! | to limit what peers use of the BAR | [`DeviceBuilder::p2p_limits`], [`Device::client`] |
 //! | to share a buffer with another device | [`Device::join`], [`Importer`], [`Buffer::attach`], [`Attachment::map`] |
 //! | to know who can reach whose memory | [`Buffer::explain`], [`Device::registry`], [`pagemap`], [`topology`] |
+//! | VRAM in a PCI BAR, or a drive that reads into another device's memory | [`PciBar`], [`P2pMemory`], [`Drive`] |
 //! | to take a device away, or reset it | [`Device::unplug`], [`Device::reset`], [`Device::rearm`] |
 //! | others to wait for its work, and it for theirs | [`DeviceBuilder::fence_source`], [`Device::import_sync_file`], [`Device::export_sync_file`] |
 //! | to know what happened, and why | [`Device::stats`], [`Device::events`], [`Error`] |
@@ -90,9 +91,9 @@ pub use aperture::{LedgerMap, LedgerUser};
 pub use backend::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
 pub use backend::{
-    Abilities, DmaBuf, DmaBufInfo, ExportedBy, HeapFound, ImportDecision, ImportInto, ImportRefusal,
-    JobMemory, KernelImport, NodeAbilities, NodeFound, NodeKind, SoftwareGpu, SoftwareGpuBuilder,
-    VirtioAbilities,
+    Abilities, DmaBuf, DmaBufInfo, Drive, ExportedBy, HeapFound, ImportDecision, ImportInto, ImportRefusal,
+    JobMemory, KernelImport, NodeAbilities, NodeFound, NodeKind, P2pAllocation, P2pMemory, PciBar,
+    SoftwareGpu, SoftwareGpuBuilder, Transfer, VirtioAbilities, VramMemory,
 };
 pub use bo::{Buffer, BufferBuilder, CpuAccess, EvictionPolicy, Place, Placement};
 pub use client::Client;

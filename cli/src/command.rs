@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::export;
 use crate::import;
 use crate::options::{Command, DoctorOptions, ExplainOptions, Options, ReplayOptions, TopoOptions};
-use crate::replay::{Outcome, Replay};
+use crate::replay::{Gpu, Outcome, Replay};
 use crate::report::json::Report;
 use crate::report::output::{Output, print};
 use crate::report::paint::Paint;
@@ -86,10 +86,12 @@ impl Outputs {
 /// Replays as `options` say; whether the workload was done.
 fn run_replay(options: &ReplayOptions) -> Result<bool> {
     options.check()?;
+    let gpu = Gpu::open(options.device)?;
     let trace = trace::load(&options.source, options.format, options.seed)?;
     let trace = trace.scaled(options.scale).map_err(|reason| Error::input(&options.source, None, reason))?;
     let outputs = Outputs::open(options)?;
-    let replay = Replay::new(options.config(&trace))?;
+    let config = options.config_on(&gpu, &trace)?;
+    let replay = Replay::on(gpu, config)?;
     stop_on_interrupt(replay.stop_flag());
     let outcome = replay_with_progress(replay, &trace);
     let json_on_stdout = matches!(outputs.json, Some(Output::Stdout));

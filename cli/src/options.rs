@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::export::ExportOptions;
 use crate::import::ImportOptions;
-use crate::replay::{Config, Data, Placement};
+use crate::replay::{Config, Data, Gpu, GpuChoice, Placement};
 use crate::trace::{Format, Trace};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use devpagemap::{CpuAccess, EvictionPolicy};
@@ -127,9 +127,9 @@ pub struct ReplayOptions {
     /// Who must leave when video memory is full, and what the CPU's accesses move.
     #[arg(long, value_enum, default_value_t = Policy::LruSet)]
     pub policy: Policy,
-    /// What plays the GPU.
+    /// What plays the GPU: this process, with video memory of its own or in a PCI BAR.
     #[arg(long, value_name = "software | pci:ADDRESS", default_value = "software")]
-    pub device: String,
+    pub device: GpuChoice,
     /// Whether buffers hold bytes that are written, moved and checked.
     #[arg(long, value_enum, default_value_t = Data::Full)]
     pub data: Data,
@@ -152,6 +152,9 @@ pub struct ReplayOptions {
 
 const AFTER_HELP: &str = "\
 SIZE is `512MiB`, `8GiB` (KiB and TiB too), or a number of bytes.
+
+--device pci:0000:00:04.0 has video memory in the largest BAR of that device, with combined writes if it is prefetchable. `/bar2` behind \
+the address names another BAR, `/wc` and `/uc` how it is mapped: pci:0000:00:04.0/bar2/uc. No driver may be bound to the device.
 
 A replay runs as fast as memory allows: delays, periods and batch durations of the recording are not slept. They only \
 move the recording's own clock, which the summary shows. Batches of one context and engine run in order, different \
@@ -199,18 +202,6 @@ impl ReplayOptions {
 
     /// Refuses what can be refused before the recording is read.
     pub fn check(&self) -> Result<()> {
-        if self.device.starts_with("pci:") {
-            return Err(Error::Unsupported {
-                what: format!("--device {}", self.device),
-                instead: "the only device is --device software".into(),
-            });
-        }
-        if self.device != "software" {
-            return Err(Error::usage(
-                "--device",
-                format!("`{}` is neither software nor pci:ADDRESS", self.device),
-            ));
-        }
         if self.vram == Some(0) {
             return Err(Error::usage("--vram", "a GPU with 0 bytes of video memory cannot hold anything"));
         }
@@ -220,6 +211,21 @@ impl ReplayOptions {
             }
         }
         Ok(())
+    }
+
+    /// As [`config`](ReplayOptions::config), on `gpu`: where that has so much video memory and no more, all of it, unless less was asked for.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when more was.
+    pub fn config_on(&self, gpu: &Gpu, trace: &Trace) -> Result<Config> {
+        let config = self.config(trace);
+        let Some(there_bytes) = gpu.vram_bytes() else { return Ok(config) };
+        let vram_bytes = self.vram.unwrap_or(there_bytes);
+        if vram_bytes > there_bytes {
+            let reason = format!("{vram_bytes} bytes are more than the {there_bytes} of the BAR");
+            return Err(Error::usage("--vram", reason));
+        }
+        Ok(Config { vram_bytes, bar_bytes: self.bar.unwrap_or(vram_bytes), ..config })
     }
 
     /// The sizes and rules of the replay; what was not given comes from the recording.

@@ -59,7 +59,7 @@ impl Driver for ModelGpu {
         let file = NO_FILE.get_or_init(|| File::open("/dev/null").expect("every machine has it")).as_fd();
         let page = self.shown(addr)?;
         let start = self.vram().resolve(Addr::new(Space::Vram, page), len_bytes)?;
-        Some(BarMemory { file, offset_bytes: 0, start })
+        Some(BarMemory { file: Some(file), offset_bytes: 0, start })
     }
 
     fn program_windows(&self, change: &WindowChange<'_>) -> devpagemap::Result<Option<Fence>> {

@@ -143,11 +143,19 @@ impl Kernel {
 
     /// Orders the non-temporal stores made so far before every later store.
     fn publish(self) {
-        #[cfg(target_arch = "x86_64")]
         if self != Kernel::Portable {
-            x86::store_fence();
+            publish();
         }
     }
+}
+
+/// Orders every store that this thread has made so far before every later one: non-temporal stores, and stores to memory whose
+/// writes are combined, are not ordered by themselves.
+pub fn publish() {
+    #[cfg(target_arch = "x86_64")]
+    x86::store_fence();
+    #[cfg(not(target_arch = "x86_64"))]
+    std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
 }
 
 /// What depends on the processor's caches and prefetchers.

@@ -41,4 +41,6 @@ pub(crate) unsafe fn perform(runs: &[Run], is_clear: bool) {
     // SAFETY: the map vouches for both ends of each run and for the order against other accesses; a run's ends do not
     // overlap (checked by resolve), and a move whose ends overlap is refused by the queue.
     unsafe { if is_clear { copy::fill_scattered(runs, 0) } else { copy::copy_scattered(runs) } }
+    // A destination may be memory whose writes are combined: they have to be there before the fence says so.
+    copy::publish();
 }

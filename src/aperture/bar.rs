@@ -85,8 +85,8 @@ pub struct BarExtent {
 /// Memory behind a part of a BAR, as the CPU can have it.
 #[derive(Clone, Copy, Debug)]
 pub struct BarMemory<'a> {
-    /// What can be mapped: the resource file of a PCI device, or what stands in for it.
-    pub file: BorrowedFd<'a>,
+    /// What can be mapped: the resource file of a PCI device, or what stands in for it. `None`: these bytes have no second address.
+    pub file: Option<BorrowedFd<'a>>,
     /// Where in `file` the memory begins.
     pub offset_bytes: u64,
     /// Where the driver has mapped it.

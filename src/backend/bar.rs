@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::{Fence, Outside, Timeline};
-use devpagemap_migrate::VramAddr;
+use devpagemap_migrate::{MemoryFile, MemoryMap, VramAddr};
 
-use super::{Arena, gather, scatter};
+use super::vram::SoftwareVram;
+use super::{gather, scatter};
 use crate::aperture::{Bar, BarAddr, BarMemory, WindowChange, WindowEntry};
 use crate::error::{Error, Result};
 use crate::region::push_run;
@@ -32,11 +33,11 @@ pub(crate) struct SoftwareBar {
     /// `None` for a prefix. Its own lock.
     table: Option<Table>,
     /// Constant.
-    vram: Arc<Arena>,
+    vram: Arc<SoftwareVram>,
 }
 
 impl SoftwareBar {
-    pub(crate) fn new(bar: Bar, vram: Arc<Arena>) -> SoftwareBar {
+    pub(crate) fn new(bar: Bar, vram: Arc<SoftwareVram>) -> SoftwareBar {
         let size_bytes = bar.size().as_bytes();
         let table = match bar {
             Bar::Prefix(_) => None,
@@ -111,8 +112,17 @@ impl SoftwareBar {
     pub(crate) fn memory(&self, addr: BarAddr, len_bytes: u64) -> Option<BarMemory<'_>> {
         let shown = self.shown(addr, len_bytes).ok()?;
         let [run] = &shown[..] else { return None };
-        let start = self.vram.address(run.start, run.end - run.start)?;
-        Some(BarMemory { file: self.vram.memfd(), offset_bytes: run.start, start })
+        let (addr, len_bytes) = (VramAddr(run.start).into(), run.end - run.start);
+        let start = self.vram.resolve(addr, len_bytes)?;
+        Some(match self.vram.file(addr, len_bytes) {
+            Some((MemoryFile::Borrowed(file), offset_bytes)) => {
+                BarMemory { file: Some(file), offset_bytes, start }
+            }
+            // A file that may be closed before the BAR is gone is none that its owner could lend.
+            Some((MemoryFile::Shared(_), _)) | None => {
+                BarMemory { file: None, offset_bytes: run.start, start }
+            }
+        })
     }
 
     fn pieces(&self, addr: BarAddr, len: usize) -> Result<Vec<(NonNull<u8>, usize)>> {
@@ -171,7 +181,7 @@ mod tests {
 
     /// A BAR of four pages over eight of VRAM, each of which is full of its own number.
     fn windows() -> SoftwareBar {
-        let vram = Arc::new(Arena::shared("devpagemap-test", 8 * P).expect("eight pages"));
+        let vram = Arc::new(SoftwareVram::in_memfd(8 * P).expect("eight pages"));
         let whole = SoftwareBar::new(Bar::Prefix(Size::bytes(8 * P)), vram.clone());
         for page in 0..8 {
             whole.write(BarAddr(page * P), &[page as u8; P as usize]).expect("it is all visible");
@@ -265,7 +275,7 @@ mod tests {
         let memory = bar.memory(BarAddr(P), P).expect("one page is one piece");
         assert_eq!(memory.offset_bytes, 6 * P);
         let mut byte = [0];
-        pread(memory.file, &mut byte, memory.offset_bytes).expect("the file can be read");
+        pread(memory.file.expect("a memfd"), &mut byte, memory.offset_bytes).expect("the file can be read");
         // SAFETY: `memory` vouches for a page from `start`, which nobody writes meanwhile.
         assert_eq!((byte[0], unsafe { memory.start.read() }), (6, 6));
         assert!(bar.memory(BarAddr(0), 2 * P).is_some(), "two pages of VRAM in order");
@@ -275,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_prefix_has_nothing_to_program_and_ends_where_it_ends() {
-        let vram = Arc::new(Arena::shared("devpagemap-test", 8 * P).expect("eight pages"));
+        let vram = Arc::new(SoftwareVram::in_memfd(8 * P).expect("eight pages"));
         let bar = SoftwareBar::new(Bar::Prefix(Size::bytes(2 * P)), vram);
         assert!(matches!(program(&bar, &[], &FenceSet::new()), Err(Error::Unsupported { .. })));
         assert_eq!(byte(&bar, 1), Ok(0));

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use devpagemap_fence::lockdep::Signalling;
 use devpagemap_fence::{Fence, FenceError, FenceSet, Outside, Timeline};
-use devpagemap_migrate::{Extent, ExtentList, MemoryMap, Space};
+use devpagemap_migrate::{Extent, ExtentList, MemoryMap, Space, copy};
 
 use super::DeviceMemory;
 use crate::submit::{Access, Arrivals, Job};
@@ -94,13 +94,20 @@ fn run_jobs(jobs: &Receiver<QueuedJob>, timeline: &Timeline) {
         let _signalling = Signalling::begin();
         match arrived {
             Err(error) => timeline.fail(seqno, FenceError::Dependency(Box::new(error))),
-            Ok(()) => match catch_unwind(AssertUnwindSafe(job.work)) {
+            Ok(()) => match run(job.work) {
                 Ok(Ok(())) => timeline.signal(seqno),
                 Ok(Err(reason)) => timeline.fail(seqno, failed(timeline, reason)),
                 Err(panic) => timeline.fail(seqno, failed(timeline, panic_text(&*panic))),
             },
         }
     }
+}
+
+/// Runs a job; what it has written is there when its fence says so, in memory whose writes are combined too.
+fn run(work: Box<dyn FnOnce() -> JobResult + Send>) -> std::thread::Result<JobResult> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    copy::publish();
+    done
 }
 
 fn failed(timeline: &Timeline, reason: String) -> FenceError {

@@ -17,9 +17,13 @@ mod jobs;
 mod memfd_pages;
 mod memory;
 mod outside;
+#[cfg(not(any(loom, shuttle)))]
+mod pci;
 mod pieces;
 #[cfg(not(any(loom, shuttle)))]
 mod software;
+#[cfg(not(any(loom, shuttle)))]
+mod vram;
 
 #[cfg(not(any(loom, shuttle)))]
 mod udmabuf;
@@ -39,7 +43,11 @@ pub use exporter::Abilities;
 pub use jobs::JobMemory;
 pub use memory::DeviceMemory;
 #[cfg(not(any(loom, shuttle)))]
+pub use pci::{Drive, P2pAllocation, P2pMemory, PciBar, Transfer};
+#[cfg(not(any(loom, shuttle)))]
 pub use software::{SoftwareGpu, SoftwareGpuBuilder};
+#[cfg(not(any(loom, shuttle)))]
+pub use vram::VramMemory;
 
 pub(crate) use arena::Arena;
 #[cfg(not(any(loom, shuttle)))]

@@ -23,7 +23,9 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+#[cfg(any(test, loom, shuttle))]
+use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,7 +64,8 @@ pub(crate) enum OutsideFile {
     /// A dma-buf that may be read only, and where its driver's node shows the same bytes to be written.
     #[cfg(not(any(loom, shuttle)))]
     Window(Window, Arc<DmaBuf>),
-    /// A memfd.
+    /// A memfd, in tests and models.
+    #[cfg(any(test, loom, shuttle))]
     Plain(Arc<OwnedFd>),
 }
 
@@ -82,6 +85,7 @@ impl OutsideFile {
             OutsideFile::DmaBuf(dma_buf) => dma_buf.as_fd(),
             #[cfg(not(any(loom, shuttle)))]
             OutsideFile::Window(window, _) => window.device.as_fd(),
+            #[cfg(any(test, loom, shuttle))]
             OutsideFile::Plain(file) => file.as_fd(),
         }
     }
@@ -92,6 +96,7 @@ impl OutsideFile {
             OutsideFile::DmaBuf(dma_buf) => MemoryFile::Shared(dma_buf.clone()),
             #[cfg(not(any(loom, shuttle)))]
             OutsideFile::Window(window, _) => MemoryFile::Shared(window.device.clone()),
+            #[cfg(any(test, loom, shuttle))]
             OutsideFile::Plain(file) => MemoryFile::Shared(file.clone()),
         }
     }
@@ -123,6 +128,7 @@ pub(crate) struct OutsidePages {
     /// Who resolves `at`. Constant.
     table: Arc<OutsideTable>,
     /// Goes after the mapping. Constant.
+    #[cfg(not(any(loom, shuttle)))]
     file: OutsideFile,
     /// Goes last. Constant.
     _keep: Box<dyn Any + Send + Sync>,
@@ -154,6 +160,7 @@ impl OutsidePages {
     pub(crate) fn dma_buf(&self) -> Option<&Arc<DmaBuf>> {
         match &self.file {
             OutsideFile::DmaBuf(dma_buf) | OutsideFile::Window(_, dma_buf) => Some(dma_buf),
+            #[cfg(any(test, loom, shuttle))]
             OutsideFile::Plain(_) => None,
         }
     }
@@ -252,7 +259,17 @@ impl OutsideTable {
         };
         self.bytes_of(role).fetch_add(len_bytes, Ordering::Relaxed);
         let table = self.clone();
-        Ok(Arc::new(OutsidePages { start, len_bytes, at, writable, role, table, file, _keep: keep }))
+        Ok(Arc::new(OutsidePages {
+            start,
+            len_bytes,
+            at,
+            writable,
+            role,
+            table,
+            #[cfg(not(any(loom, shuttle)))]
+            file,
+            _keep: keep,
+        }))
     }
 
     /// A buffer has left `pages`, and uses them until `fences` have signalled.

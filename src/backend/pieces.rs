@@ -2,6 +2,8 @@
 
 use std::ptr::NonNull;
 
+use devpagemap_migrate::copy;
+
 /// Fills `into` from `pieces`, one after the other.
 ///
 /// # Safety
@@ -30,4 +32,6 @@ pub(crate) unsafe fn scatter(from: &[u8], pieces: impl IntoIterator<Item = (NonN
         rest = behind;
     }
     debug_assert!(rest.is_empty(), "{} bytes go to no piece", rest.len());
+    // They may be memory whose writes are combined, and whoever is told next expects them to be there.
+    copy::publish();
 }

@@ -1,8 +1,9 @@
-//! The software GPU: the embedded default. VRAM is a memfd, engines are threads, jobs touch real bytes.
+//! The software GPU: the embedded default. VRAM is a memfd, or memory that it is given (`vram.rs`); engines are threads, jobs touch
+//! real bytes.
 //!
 //! ```text
 //!   ring gfx0 ─┐                       ┌─ sdma0
-//!   ring gfx1 ─┴─► VRAM (memfd) ◄──────┴─ sdma1 ─► system memory
+//!   ring gfx1 ─┴─► VRAM         ◄──────┴─ sdma1 ─► system memory
 //!                  └ the BAR: a prefix of it, or windows (`bar.rs`)
 //! ```
 
@@ -10,17 +11,17 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use devpagemap_fence::Fence;
-use devpagemap_migrate::{
-    Addr, CopyEngine, CpuEngine, MemoryFile, MemoryMap, SoftwareEngine, SysAddr, VramAddr,
-};
+use devpagemap_migrate::{Addr, CopyEngine, CpuEngine, MemoryMap, SoftwareEngine, SysAddr, VramAddr};
 
+use super::DeviceMemory;
 use super::bar::SoftwareBar;
 use super::jobs::{JobMemory, Ring};
-use super::{Arena, DeviceMemory};
+use super::vram::{SoftwareVram, VramMemory};
 use crate::aperture::{BarAddr, BarMemory, WindowChange};
 use crate::cpu::Caching;
 use crate::driver::{Driver, MemoryLayout};
 use crate::error::{Error, Result};
+use crate::size::Size;
 use crate::submit::Job;
 use crate::unplug::VramContents;
 
@@ -30,10 +31,12 @@ pub struct SoftwareGpu {
     copy_engine_count: usize,
     /// What it says of its VRAM. Constant.
     vram_caching: Caching,
+    /// Where its VRAM is; `None` for a memfd of its own. Constant.
+    given: Option<VramMemory>,
     /// What engines and jobs see. Set when the device is built, then constant.
     memory: OnceLock<Arc<DeviceMemory>>,
     /// Set when the device is built, then constant.
-    vram: OnceLock<Arc<VramArena>>,
+    vram: OnceLock<Arc<SoftwareVram>>,
     /// Set when the device is built, then constant; its table has a lock of its own.
     bar: OnceLock<SoftwareBar>,
     /// Set when the device is built, then constant.
@@ -42,12 +45,13 @@ pub struct SoftwareGpu {
     rings: Vec<Ring>,
 }
 
-/// How many engines and rings a [`SoftwareGpu`] has.
-#[derive(Clone, Debug)]
+/// How many engines and rings a [`SoftwareGpu`] has, and where its VRAM is.
+#[derive(Debug)]
 pub struct SoftwareGpuBuilder {
     copy_engines: usize,
     rings: usize,
     vram_caching: Caching,
+    given: Option<VramMemory>,
 }
 
 impl SoftwareGpuBuilder {
@@ -67,11 +71,20 @@ impl SoftwareGpuBuilder {
         SoftwareGpuBuilder { vram_caching: caching, ..self }
     }
 
+    /// Has its VRAM in memory that there is already: a [`PciBar`](crate::PciBar), [peer memory](crate::P2pMemory::allocate). The
+    /// device has all of it, unless it is told to have less; engines and jobs work on it as it is, and it says of its caching what is so.
+    pub fn vram_in(self, memory: impl Into<VramMemory>) -> SoftwareGpuBuilder {
+        let memory = memory.into();
+        SoftwareGpuBuilder { vram_caching: memory.caching(), given: Some(memory), ..self }
+    }
+
     /// Starts the rings.
     ///
     /// # Errors
-    /// [`Error::Io`] when the system gives no thread.
+    /// [`Error::Io`] when the system gives no thread, [`Error::Unsupported`] for VRAM that this processor's ordinary accesses may not
+    /// touch.
     pub fn build(self) -> Result<SoftwareGpu> {
+        self.given.as_ref().map_or(Ok(()), VramMemory::check)?;
         let start = |index| {
             Ring::start(format!("gfx{index}")).map_err(|error| Error::Io {
                 action: "start a ring's thread",
@@ -82,6 +95,7 @@ impl SoftwareGpuBuilder {
         Ok(SoftwareGpu {
             copy_engine_count: self.copy_engines,
             vram_caching: self.vram_caching,
+            given: self.given,
             memory: OnceLock::new(),
             vram: OnceLock::new(),
             bar: OnceLock::new(),
@@ -94,7 +108,7 @@ impl SoftwareGpuBuilder {
 impl SoftwareGpu {
     /// Two copy engines and two rings, unless told otherwise.
     pub fn builder() -> SoftwareGpuBuilder {
-        SoftwareGpuBuilder { copy_engines: 2, rings: 2, vram_caching: Caching::WriteCombined }
+        SoftwareGpuBuilder { copy_engines: 2, rings: 2, vram_caching: Caching::WriteCombined, given: None }
     }
 
     /// A copy engine, for injecting faults. `None` before the device is built, and beyond the last.
@@ -211,8 +225,11 @@ impl std::fmt::Debug for SoftwareGpu {
 
 impl Driver for SoftwareGpu {
     fn map_vram(&self, layout: &MemoryLayout) -> Result<Option<Arc<dyn MemoryMap>>> {
-        let vram = Arc::new(VramArena(Arc::new(Arena::shared("devpagemap-vram", layout.vram_bytes)?)));
-        let bar = SoftwareBar::new(layout.bar, vram.0.clone());
+        let vram = Arc::new(match &self.given {
+            Some(memory) => SoftwareVram::in_memory(memory, layout.vram_bytes)?,
+            None => SoftwareVram::in_memfd(layout.vram_bytes)?,
+        });
+        let bar = SoftwareBar::new(layout.bar, vram.clone());
         if self.vram.set(vram.clone()).is_err() || self.bar.set(bar).is_err() {
             return Err(Error::Driver {
                 action: "map VRAM",
@@ -220,6 +237,10 @@ impl Driver for SoftwareGpu {
             });
         }
         Ok(Some(vram))
+    }
+
+    fn vram_size(&self) -> Option<Size> {
+        self.given.as_ref().map(VramMemory::size)
     }
 
     fn program_windows(&self, change: &WindowChange<'_>) -> Result<Option<Fence>> {
@@ -267,26 +288,7 @@ impl SoftwareGpu {
             action: "start copy engines",
             reason: "VRAM is not mapped".into(),
         })?;
-        let limit_bytes = vram.0.len_bytes();
+        let limit_bytes = vram.len_bytes();
         Ok(memory.with_vram(vram, limit_bytes))
-    }
-}
-
-/// The software GPU's VRAM.
-#[derive(Debug)]
-struct VramArena(Arc<Arena>);
-
-// SAFETY: Arena::address checks bounds, and the arena lives as long as self.
-unsafe impl MemoryMap for VramArena {
-    fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>> {
-        match addr {
-            Addr::Vram(VramAddr(offset)) => self.0.address(offset, len_bytes),
-            Addr::System(_) => None,
-        }
-    }
-
-    fn file(&self, addr: Addr, len_bytes: u64) -> Option<(MemoryFile<'_>, u64)> {
-        self.resolve(addr, len_bytes)?;
-        Some((MemoryFile::Borrowed(self.0.memfd()), addr.offset()))
     }
 }

@@ -347,6 +347,11 @@ impl BufferBuilder {
         BufferBuilder { caching: Caching::WriteCombined, ..self }
     }
 
+    /// Lets the CPU reach it in VRAM even where every access goes to the device: an uncached BAR.
+    pub fn uncached(self) -> BufferBuilder {
+        BufferBuilder { caching: Caching::Uncached, ..self }
+    }
+
     /// What other devices may do with it through the BAR; [`P2p::Allowed`] unless told otherwise.
     pub fn p2p(self, p2p: P2p) -> BufferBuilder {
         BufferBuilder { p2p, ..self }

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
+use devpagemap_allocator::PAGE_BYTES;
+use devpagemap_migrate::{Addr, MemoryMap, Space};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, read, write};
 
 use super::CpuFaults;
 use super::address_space::Watcher;
 use super::faults::Faults;
+use crate::backend::DeviceMemory;
 use crate::error::{Error, Result};
 
 /// How long a buffer that somebody else holds is left alone before it is tried again.
@@ -60,12 +63,34 @@ impl Poke {
     }
 }
 
+/// Who is told of touches, or why nobody is.
+type Told = std::result::Result<Arc<Watcher>, &'static str>;
+
 impl Faults {
-    /// Who is told of touches, its thread running; `None` with the reason when mappings have to keep their buffers where they are.
+    /// Who is told of touches, its thread running, and able to take what the CPU sees of VRAM away from mappings; the reason when mappings
+    /// have to keep their buffers where they are.
     ///
     /// # Errors
     /// [`Error::Io`] when there is no thread, or userfaultfd was asked for by name and the kernel does not permit it.
-    pub(crate) fn watcher(self: &Arc<Self>) -> Result<std::result::Result<Arc<Watcher>, &'static str>> {
+    pub(crate) fn watcher(self: &Arc<Self>, cpu: &DeviceMemory) -> Result<Told> {
+        let watcher = match self.running_watcher()? {
+            Ok(watcher) => watcher,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let Some((file, _)) = cpu.file(Addr::new(Space::Vram, 0), PAGE_BYTES) else {
+            return Ok(Ok(watcher));
+        };
+        match watcher.prepare_for(file.as_fd()) {
+            Ok(()) => Ok(Ok(watcher)),
+            Err(refused) if self.wanted == CpuFaults::Auto && is_for_good(refused) => {
+                tracing::warn!(%refused, "memory that is watched cannot be moved: CPU mappings pin their buffers");
+                Ok(Err("cpu map: pinned, as the kernel watches no mappings of this VRAM"))
+            }
+            Err(refused) => Err(io("watch mappings of a device's memory", refused.raw_os_error())),
+        }
+    }
+
+    fn running_watcher(self: &Arc<Self>) -> Result<Told> {
         if self.wanted == CpuFaults::Pinned {
             return Ok(Err("cpu map: pinned, as the device's builder asked for"));
         }
@@ -73,7 +98,11 @@ impl Faults {
         if let Some(running) = &*thread {
             return Ok(Ok(running.watcher.clone()));
         }
-        match Watcher::open() {
+        // Weak: a watcher is part of what it tells.
+        let told = Arc::downgrade(self);
+        match Watcher::open(move |address| {
+            told.upgrade().into_iter().for_each(|faults| faults.post_touch(address))
+        }) {
             Ok(watcher) => {
                 let started = FaultThread::start(self, watcher)?;
                 Ok(Ok(thread.insert(started).watcher.clone()))
@@ -137,7 +166,7 @@ fn serve(faults: &Arc<Faults>, watcher: &Watcher, poke: &Poke) {
         if poked {
             poke.clear();
         }
-        if touched {
+        if touched || poked {
             serve_touches(faults, watcher);
         }
         again = faults.work();
@@ -145,14 +174,21 @@ fn serve(faults: &Arc<Faults>, watcher: &Watcher, poke: &Poke) {
 }
 
 fn serve_touches(faults: &Arc<Faults>, watcher: &Watcher) {
-    watcher.read_events(|address| match faults.find(address) {
+    watcher.read_events(|address| serve_touch(faults, watcher, address));
+    for address in faults.take_touches() {
+        serve_touch(faults, watcher, address);
+    }
+}
+
+fn serve_touch(faults: &Arc<Faults>, watcher: &Watcher, address: usize) {
+    match faults.find(address) {
         Some((mapping, offset)) => faults.touched(&mapping, offset),
         // Unmapped meanwhile: whoever touches it has to find out.
         None => {
-            let page = address - address % devpagemap_allocator::PAGE_BYTES as usize;
-            watcher.wake(page, devpagemap_allocator::PAGE_BYTES as usize);
+            let page_bytes = PAGE_BYTES as usize;
+            watcher.wake(address - address % page_bytes, page_bytes);
         }
-    });
+    }
 }
 
 /// Whether the kernel has no userfaultfd for this process, rather than none at this moment.

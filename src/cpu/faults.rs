@@ -52,6 +52,9 @@ struct Inbox {
     posted: Vec<Weak<Mapping>>,
     /// Mappings whose buffer has to be brought into reach.
     out_of_reach: Vec<Weak<Mapping>>,
+    /// Addresses that somebody has touched which are parked.
+    #[cfg(not(any(loom, shuttle)))]
+    touches: Vec<usize>,
     /// Wakes the thread; set while it runs.
     #[cfg(not(any(loom, shuttle)))]
     poke: Option<super::fault_thread::Poke>,
@@ -140,6 +143,21 @@ impl Faults {
             drop(inbox);
             self.news.notify_all();
         }
+    }
+
+    /// Somebody has touched an address that is parked. Waits for nobody.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn post_touch(&self, address: usize) {
+        let mut inbox = self.inbox.lock();
+        inbox.touches.push(address);
+        if let Some(poke) = &inbox.poke {
+            poke.send();
+        }
+    }
+
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn take_touches(&self) -> Vec<usize> {
+        std::mem::take(&mut self.inbox.lock().touches)
     }
 
     #[cfg(not(any(loom, shuttle)))]
@@ -266,6 +284,7 @@ impl Faults {
 impl Faults {
     pub(super) fn watcher(
         &self,
+        _cpu: &crate::backend::DeviceMemory,
     ) -> crate::error::Result<Result<Arc<super::address_space::Watcher>, &'static str>> {
         match self.wanted {
             CpuFaults::Pinned => Ok(Err("cpu map: pinned, as the device's builder asked for")),

@@ -217,13 +217,9 @@ impl CpuMapBuilder<'_> {
     /// Who will be told of touches; `None` when this device's maps pin, which is counted with its reason.
     fn watcher(&self) -> Result<Option<Arc<super::address_space::Watcher>>> {
         let manager = &self.buffer.0.manager;
-        match manager.faults.watcher()? {
-            Ok(watcher) => Ok(Some(watcher)),
-            Err(reason) => {
-                manager.reasons.count(reason, &mut Held::in_destructor());
-                Ok(None)
-            }
-        }
+        let told = manager.faults.watcher(&manager.cpu)?;
+        let watcher = told.map_err(|reason| manager.reasons.count(reason, &mut Held::in_destructor()));
+        Ok(watcher.ok())
     }
 }
 

@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 
 use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::Usage;
-use devpagemap_migrate::MemoryMap;
+use devpagemap_migrate::{MemoryMap, copy};
 
 use super::Caching;
 use super::glimpse::Glimpse;
@@ -53,7 +53,10 @@ impl Buffer {
                     // SAFETY: these are mapped bytes of the device, kept by the manager, or behind a window that is on loan. The
                     // reservation is held and no fence of the buffer is outstanding, so no job and no move uses them until
                     // `body` is done. Other threads of the CPU that write them through a CpuMap's address are told to keep off.
-                    body(unsafe { std::slice::from_raw_parts_mut(bytes.as_ptr(), len_bytes as usize) })
+                    let done =
+                        body(unsafe { std::slice::from_raw_parts_mut(bytes.as_ptr(), len_bytes as usize) });
+                    copy::publish();
+                    done
                 };
                 if let Some(bytes) = self.0.manager.cpu.resolve(extent.addr, extent.len_bytes) {
                     return Ok(Glimpse::Seen(run(bytes)));

@@ -34,7 +34,7 @@ use crate::bo::{CpuAccess, Transaction};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 
-/// A run of bytes behind the BAR that can be mapped.
+/// A run of bytes behind the BAR.
 #[derive(Debug)]
 pub(crate) struct Piece<'a> {
     pub(crate) memory: BarMemory<'a>,
@@ -98,6 +98,7 @@ impl Transaction<'_, '_, '_> {
         let manager = self.manager;
         let place = &self.resource(slot).expect("a buffer with a window has a place").extents;
         let pieces = match manager.look_behind(&window, place)? {
+            Behind::Pieces(pieces) if !is_mappable(&pieces) => return Err(NOT_MAPPABLE),
             Behind::Pieces(pieces) => pieces,
             Behind::Queued(after) => return Ok(Shown::Queued(window, after)),
         };
@@ -153,8 +154,14 @@ impl Transaction<'_, '_, '_> {
     /// Whether the CPU can map what a window shows, as far as that is known before the driver has programmed it.
     fn can_be_mapped(&self, slot: Slot, window: &Window) -> bool {
         let place = &self.resource(slot).expect("a buffer with a window has a place").extents;
-        !window.after().is_signaled() || self.manager.behind(window, place).is_some()
+        let behind = || self.manager.behind(window, place);
+        !window.after().is_signaled() || behind().is_some_and(|pieces| is_mappable(&pieces))
     }
+}
+
+/// Whether these bytes can have a second address.
+fn is_mappable(pieces: &[Piece<'_>]) -> bool {
+    pieces.iter().all(|piece| piece.memory.file.is_some())
 }
 
 /// # Errors

@@ -23,11 +23,6 @@ pub(crate) use budget::ImportBudget;
 pub(crate) use builder::Foreign;
 pub(crate) use known::{Here, KnownDmaBufs};
 
-#[cfg(not(any(loom, shuttle)))]
-use devpagemap_fence::Held;
-
-#[cfg(not(any(loom, shuttle)))]
-use crate::backend::DmaBuf;
 use crate::bo::{Buffer, BufferObject};
 use crate::error::{Error, Result};
 
@@ -55,20 +50,6 @@ impl Buffer {
     /// Whether its bytes are somebody else's dma-buf.
     pub fn is_imported(&self) -> bool {
         self.0.imported.is_some()
-    }
-
-    /// One more descriptor of the dma-buf that it was imported from, to be handed on; with the rights of the one that was imported. `None` for
-    /// a buffer that was not.
-    ///
-    /// # Errors
-    /// [`Error::NoDescriptorsLeft`].
-    #[cfg(not(any(loom, shuttle)))]
-    pub fn imported_from(&self) -> Result<Option<DmaBuf>> {
-        let Some(_) = self.0.imported else { return Ok(None) };
-        let mut held = Held::enter();
-        let state = self.0.reservation.lock(&mut held);
-        let pages = state.resource.as_ref().and_then(|resource| resource.outside.as_ref());
-        pages.and_then(|pages| pages.dma_buf()).map(|dma_buf| dma_buf.try_clone()).transpose()
     }
 
     /// Whether its bytes may only be read: it was imported so.

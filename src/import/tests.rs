@@ -77,10 +77,8 @@ fn the_bytes_of_an_import_are_those_of_its_maker_both_ways() {
     buffer.with_page(3, |bytes| bytes.fill(9)).expect("it has four");
     let map = buffer.map().expect("the CPU reaches it");
     // SAFETY: the map is alive, the byte lies inside, no job uses the buffer and no other thread the byte.
-    assert_eq!(
-        (unsafe { map.as_ptr().add(3 * PAGE as usize).read() }, memfd.read(3 * PAGE, 1)),
-        (9, vec![9])
-    );
+    let byte = unsafe { map.as_ptr().add(3 * PAGE as usize).read() };
+    assert_eq!((byte, memfd.read(3 * PAGE, 1)), (9, vec![9]));
 }
 
 #[test]

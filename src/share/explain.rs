@@ -78,7 +78,7 @@ impl Manager {
         self.pagemaps.registry.decision(self.pagemaps.shown(), joined.importer_id())
     }
 
-    fn explain(&self, joined: &Joined) -> Explanation {
+    pub(super) fn explain(&self, joined: &Joined) -> Explanation {
         self.pagemaps.registry.explain(self.pagemaps.shown(), joined.importer_id())
     }
 

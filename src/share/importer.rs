@@ -110,6 +110,12 @@ impl Joined {
         self.member.id()
     }
 
+    /// Whether it is the importer at this address.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn is(&self, importer: *const ()) -> bool {
+        std::ptr::addr_eq(self.importer.as_ptr(), importer)
+    }
+
     /// Whether nothing but the BAR will do.
     pub(super) fn requires_p2p(&self) -> bool {
         self.profile.policy == Policy::Required

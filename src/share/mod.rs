@@ -47,6 +47,8 @@ mod reroute;
 mod revoke;
 mod scatter;
 mod staged;
+#[cfg(not(any(loom, shuttle)))]
+mod transfer;
 
 pub use attachment::Attachment;
 #[cfg(feature = "gbm")]

@@ -39,3 +39,6 @@ pub use link::{Link, LinkKind, PciLink, parse_pci_speed, pci_bytes_per_s};
 pub use machine::{CpuInfo, CpuVendor, Machine, Node, NodeId, NodeKind, RootBus};
 pub use path::Path;
 pub use source::{Note, Place, TopologyError};
+
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use sysfs::{Resource, dir_of_function, text};

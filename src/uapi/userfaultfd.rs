@@ -22,6 +22,8 @@ const API: u64 = 0xaa;
 const GROUP: u8 = 0xaa;
 /// `UFFD_USER_MODE_ONLY`.
 const USER_MODE_ONLY: u32 = 1;
+/// `UFFD_FEATURE_EVENT_REMAP`: a watch stays when its memory is moved elsewhere, and that is told.
+const FEATURE_EVENT_REMAP: u64 = 1 << 2;
 /// `UFFD_FEATURE_MISSING_SHMEM`: touches of pages that a memfd does not have.
 const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 /// `UFFD_FEATURE_MINOR_SHMEM`: touches of pages that it has.
@@ -97,20 +99,32 @@ impl Userfaultfd {
     /// # Errors
     /// What the kernel says: `ENOSYS` without userfaultfd, `EINVAL` without minor faults (before 5.14), `EPERM`.
     pub(crate) fn open() -> Result<Userfaultfd, Errno> {
-        match Userfaultfd::open_with(UserfaultfdFlags::empty()) {
+        Userfaultfd::with(FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM)
+    }
+
+    /// One whose memory goes on being watched when it is moved. Whoever moves it waits until an event has been read.
+    ///
+    /// # Errors
+    /// As [`open`](Userfaultfd::open).
+    pub(crate) fn open_for_moves() -> Result<Userfaultfd, Errno> {
+        Userfaultfd::with(FEATURE_EVENT_REMAP)
+    }
+
+    fn with(features: u64) -> Result<Userfaultfd, Errno> {
+        match Userfaultfd::open_with(UserfaultfdFlags::empty(), features) {
             Ok(fd) => Ok(Userfaultfd { fd, sees_kernel_mode: true }),
             Err(Errno::PERM) => {
-                let fd = Userfaultfd::open_with(UserfaultfdFlags::from_bits_retain(USER_MODE_ONLY))?;
+                let flags = UserfaultfdFlags::from_bits_retain(USER_MODE_ONLY);
+                let fd = Userfaultfd::open_with(flags, features)?;
                 Ok(Userfaultfd { fd, sees_kernel_mode: false })
             }
             Err(refused) => Err(refused),
         }
     }
 
-    fn open_with(flags: UserfaultfdFlags) -> Result<OwnedFd, Errno> {
+    fn open_with(flags: UserfaultfdFlags, features: u64) -> Result<OwnedFd, Errno> {
         // SAFETY: the descriptor changes nothing until ranges are registered, which is unsafe in its own right.
         let fd = unsafe { userfaultfd(flags | UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK) }?;
-        let features = FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM;
         let mut handshake = Handshake { api: API, features, ioctls: 0 };
         // SAFETY: HANDSHAKE is UFFDIO_API, which reads and writes a `struct uffdio_api`: pinned above.
         unsafe { ioctl::ioctl(&fd, ioctl::Updater::<HANDSHAKE, _>::new(&mut handshake)) }?;

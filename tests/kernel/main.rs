@@ -18,11 +18,14 @@ mod doctor;
 mod exports;
 mod fences;
 mod imports;
+#[path = "../setup/jobs.rs"]
+mod jobs;
 mod liars;
 mod mapping;
 mod nodes;
 #[path = "../setup/pattern.rs"]
 mod pattern;
+mod pci;
 mod setup;
 mod stranger;
 mod ttm;

@@ -104,10 +104,7 @@ impl Thing {
             Thing::IvshmemWriteCombined => writable(ivshmem()?.join("resource2_wc")),
             Thing::Nvme => writable(drive()?),
             Thing::PeerMemory => writable(peer_memory()?.join("p2pmem/allocate")),
-            Thing::Gbm if cfg!(feature = "gbm") => {
-                readable("/usr/lib/x86_64-linux-gnu/dri/kms_swrast_dri.so")
-            }
-            Thing::Gbm => Err("built without the feature gbm".to_owned()),
+            Thing::Gbm => images(),
         }
     }
 }
@@ -219,6 +216,20 @@ pub fn peer_memory() -> Result<PathBuf, String> {
 
 fn pci_function(is_it: impl Fn(&PathBuf) -> bool) -> Option<PathBuf> {
     entries("/sys/bus/pci/devices").into_iter().find(is_it)
+}
+
+/// Whether libgbm has a driver for the node of `virtio_gpu`.
+#[cfg(feature = "gbm")]
+fn images() -> Look {
+    let path = node("virtio_gpu")?;
+    let failed = |error| format!("libgbm with {}: {error}", path.display());
+    let file = File::options().read(true).write(true).open(&path).map_err(failed)?;
+    gbm::Device::new(file).map(drop).map_err(failed)
+}
+
+#[cfg(not(feature = "gbm"))]
+fn images() -> Look {
+    Err("built without the feature gbm".to_owned())
 }
 
 /// The block device of the first NVMe drive.

@@ -314,3 +314,41 @@ fn machine_ids(machine: &Machine) -> Option<u16> {
     let function = machine.node(machine.at("00:01.0".parse().ok()?)?).function()?;
     Some(function.ids?.device)
 }
+
+/// The first bytes of a root port's configuration space.
+fn root_port(vendor: u16, device: u16) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    bytes[..2].copy_from_slice(&vendor.to_le_bytes());
+    bytes[2..4].copy_from_slice(&device.to_le_bytes());
+    bytes[0x06] = 1 << 4;
+    bytes[0x0a..0x0c].copy_from_slice(&[0x04, 0x06]);
+    bytes[0x0e] = 1;
+    bytes[0x34] = 0x40;
+    bytes[0x40..0x44].copy_from_slice(&[0x10, 0, 0x42, 0]);
+    bytes
+}
+
+/// As the kernel asks who stands for a host bridge: the first function of its bus, if that is at 00.0 or a root port.
+#[test]
+fn a_root_port_that_is_the_first_on_its_bus_stands_for_its_host_bridge_wherever_it_is() {
+    let tree = Tree::with_cpu("GenuineIntel", 6);
+    // A Skylake-E: no 00.0, and root ports that are on the kernel's list.
+    let dir = tree.function("pci0000:3a/0000:3a:02.0", BRIDGE, (0x8086, 0x2032));
+    tree.write(&format!("{dir}/config"), &root_port(0x8086, 0x2032));
+    tree.function("pci0000:3a/0000:3a:02.0/0000:3b:00.0", GPU, (1, 1));
+    // Another whose first function is something else.
+    tree.function("pci0000:80/0000:80:01.0", 0x088000, (0x8086, 0x2025));
+    let dir = tree.function("pci0000:80/0000:80:02.0", BRIDGE, (0x8086, 0x2032));
+    tree.write(&format!("{dir}/config"), &root_port(0x8086, 0x2032));
+    tree.function("pci0000:80/0000:80:02.0/0000:81:00.0", GPU, (1, 2));
+    let machine = read(&tree);
+    let ids = |address| {
+        let root = machine.host_bridge_of(at(&machine, address)).expect("it hangs on one");
+        match &machine.node(root).kind {
+            NodeKind::HostBridge { ids, .. } => ids.map(|ids| ids.to_string()),
+            _ => None,
+        }
+    };
+    assert_eq!(ids("3b:00.0").as_deref(), Some("8086:2032"));
+    assert_eq!(ids("81:00.0"), None, "the kernel takes the first or nothing");
+}

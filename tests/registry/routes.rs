@@ -308,3 +308,28 @@ fn the_rules_can_be_others() {
         .rules(devpagemap::pagemap::KernelRules::default().and(UNLISTED, true));
     assert_eq!(decided(&registry, nic()).route, Route::HostBridge);
 }
+
+/// What the kernel did in the guests of `tests/kernel/pci.rs`, where a drive read into another's controller memory with `O_DIRECT`: QEMU's q35 with
+/// the processors `max` (which calls itself AMD, and is of a family before Zen) and `EPYC`.
+#[test]
+fn drives_of_the_guests_reach_controller_memory_where_their_kernels_let_them() {
+    const SAME: &str = "03:00.0";
+    const BELOW_THE_SWITCH: &str = "04:00.0";
+    const OTHER_PORT: &str = "05:00.0";
+    const Q35: PciIds = PciIds { vendor: 0x8086, device: 0x29c0 };
+    for (family, through_root) in [(0xf, false), (0x17, true)] {
+        let cpu = devpagemap::topology::CpuInfo { family: Some(family), ..ZEN };
+        let mut sketch = Sketch::new(cpu);
+        let host = sketch.host(sketch.package, Some(Q35));
+        sketch.switch(host, 0, OFF, &[SAME, BELOW_THE_SWITCH]);
+        sketch.slot(host, "00:02.0", OTHER_PORT);
+        let registry = Registry::new(sketch.build());
+        let memory =
+            registry.join_pagemap(PagemapSpec::visible(&Owner::at(address(SAME)))).expect("it can join");
+        let decided = [SAME, BELOW_THE_SWITCH, OTHER_PORT].map(|drive| {
+            let drive = registry.join(Profile::dynamic().at(address(drive))).expect("it can join");
+            registry.decision(memory.id(), drive.id()).p2p
+        });
+        assert_eq!(decided, [Some(true), Some(true), Some(through_root)], "family {family:#x}");
+    }
+}

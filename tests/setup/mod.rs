@@ -6,6 +6,7 @@ pub mod jobs;
 pub mod machines;
 pub mod numbers;
 pub mod pattern;
+pub mod pci_tree;
 pub mod rig;
 pub mod scattered;
 
@@ -84,6 +85,17 @@ fn read_all(buffer: &Buffer) -> Vec<u8> {
     let mut bytes = vec![0xa5; buffer.size().as_bytes() as usize];
     buffer.read_at(0, &mut bytes).expect("a readable buffer");
     bytes
+}
+
+/// A job that writes nothing new to the buffer and ends when the gate is opened.
+#[track_caller]
+pub fn hold<D: RunsJobs>(device: &Device<D>, buffer: &Buffer, gate: &Gate) {
+    let job = device
+        .submit()
+        .after(gate.fence())
+        .writes(buffer)
+        .run(|driver, job| driver.gpu().run(job, |_| Ok(())));
+    job.expect("a submission");
 }
 
 /// Where a buffer is. Brings it in first, as every submission does.

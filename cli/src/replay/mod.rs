@@ -2,12 +2,14 @@
 
 pub mod contents;
 mod cpu_check;
-pub mod job;
+pub mod gpu;
+mod job;
 pub mod outcome;
 pub mod pattern;
 pub mod runner;
 pub mod samples;
 
+pub use gpu::{Gpu, GpuChoice};
 pub use outcome::{Config, Data, FailedBatch, Outcome, Placement, Problem, Slice, Verify};
 pub use runner::{Moment, Replay};
 pub use samples::Sample;

@@ -12,6 +12,7 @@
 
 use super::contents::{Checker, Coming, Contents};
 use super::cpu_check::{CHUNK_BYTES, CpuCheck};
+use super::gpu::Gpu;
 use super::job::{Plan, Times, Work};
 use super::outcome::{Config, Data, FailedBatch, Outcome, Placement, Problem, Slice, Verify};
 use super::samples::{Sample, Samples};
@@ -47,12 +48,20 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Builds the device.
+    /// Builds the device, with video memory of its own.
     ///
     /// # Errors
     /// [`Error::Device`] when its sizes cannot be had.
     pub fn new(config: Config) -> Result<Replay> {
-        let gpu = SoftwareGpu::builder().build().map_err(|source| Error::Device { source })?;
+        Replay::on(Gpu::SOFTWARE, config)
+    }
+
+    /// Builds the device around `gpu`.
+    ///
+    /// # Errors
+    /// As [`new`](Replay::new).
+    pub fn on(gpu: Gpu, config: Config) -> Result<Replay> {
+        let gpu = gpu.build().map_err(|source| Error::Device { source })?;
         let device = Device::builder(gpu)
             .vram(Size::bytes(config.vram_bytes))
             .visible(Size::bytes(config.bar_bytes.min(config.vram_bytes)))

@@ -119,9 +119,11 @@ fn bad_usage_is_refused_with_a_plain_sentence() {
         (&["replay", "builtin:frames", "--format", "wsim"], "no file format"),
         (&["replay", "builtin:nothing"], "builtin:nothing"),
         (
-            &["replay", "builtin:frames", "--device", "pci:0000:01:00.0"],
-            "pci:0000:01:00.0 is not part of this build",
+            &["replay", "builtin:frames", "--device", "pci:ffff:fe:1f.7"],
+            "--device: ffff:fe:1f.7 cannot be used: there is no such PCI device",
         ),
+        (&["replay", "builtin:frames", "--device", "pci:fe"], "`fe` is no PCI address"),
+        (&["replay", "builtin:frames", "--device", "pci:fe:00.0/bar9"], "`/bar9` is none of /bar0"),
         (&["replay", "builtin:frames", "--device", "abacus"], "`abacus` is neither"),
         (&["replay", "builtin:frames", "--html", "-"], "only --json"),
         (&["replay", "builtin:frames", "--html", "/dev/null", "--json", "/dev/null"], "the same file"),

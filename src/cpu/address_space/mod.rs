@@ -20,11 +20,15 @@
 mod model;
 #[cfg(not(any(loom, shuttle)))]
 mod real;
+#[cfg(not(any(loom, shuttle)))]
+mod watcher;
 
 #[cfg(any(loom, shuttle))]
 pub(crate) use model::{AddressSpace, Watcher};
 #[cfg(not(any(loom, shuttle)))]
-pub(crate) use real::{AddressSpace, Watcher};
+pub(crate) use real::AddressSpace;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use watcher::Watcher;
 
 /// What a mapping shows when the bytes behind it are gone for good.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,4 +1,5 @@
-//! Addresses of this process: memfds mapped over a reserved range, watched by userfaultfd while the bytes are away.
+//! Addresses of this process: memfds, or a device's memory, mapped over a reserved range, watched by userfaultfd while the bytes are
+//! away.
 
 use std::ffi::c_void;
 use std::ops::Range;
@@ -9,17 +10,16 @@ use std::sync::Arc;
 use devpagemap_migrate::{Extent, MemoryMap};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munlock, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munlock, munmap,
+};
 
-use super::AfterLoss;
+use super::{AfterLoss, Watcher};
 use crate::backend::DeviceMemory;
 use crate::cpu::own_ranges;
 use crate::cpu::windowed::Piece;
 use crate::error::{Error, Result};
-use crate::uapi::userfaultfd::{Userfaultfd, Watched};
-
-/// Who is told of touches.
-pub(crate) type Watcher = Userfaultfd;
+use crate::uapi::userfaultfd::Watched;
 
 /// Mappings begin at the same place within a huge page as the bytes they show, so that those can be shown with one entry.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -74,8 +74,8 @@ impl AddressSpace {
         unsafe { mmap_anonymous(address.cast(), self.len, self.protection, flags) }?;
         self.watch(0, self.len, Watched::Anonymous)?;
         // A process that locks all its memory has pages here by now, which would serve touches.
-        self.take_entries_away(0, self.len)?;
-        self.keep_from_children(0, self.len);
+        self.take_entries_away(address.cast(), self.len)?;
+        self.keep_from_children(address.cast(), self.len);
         Ok(())
     }
 
@@ -111,7 +111,8 @@ impl AddressSpace {
     pub(crate) fn point_at_bar(&self, at: u64, pieces: &[Piece<'_>]) -> Result<()> {
         let mut at = at as usize;
         for Piece { memory, len_bytes } in pieces {
-            self.point_at_file(at, *len_bytes as usize, memory.file, memory.offset_bytes)?;
+            let file = memory.file.expect("a piece without a file is never pointed at");
+            self.point_at_file(at, *len_bytes as usize, file, memory.offset_bytes)?;
             at += *len_bytes as usize;
         }
         Ok(())
@@ -129,14 +130,18 @@ impl AddressSpace {
             bytes: len as u64,
             errno: errno.raw_os_error(),
         })?;
-        self.keep_from_children(at, len);
+        self.keep_from_children(self.address(at), len);
         Ok(())
     }
 
     /// Makes every touch of `range`, which was pointed, sleep. When it returns nobody reaches the old bytes any more.
     pub(crate) fn zap(&self, range: Range<u64>) -> Result<()> {
         let (at, len) = within(&range);
-        let zapped = self.watch(at, len, Watched::Memfd).and_then(|()| self.take_entries_away(at, len));
+        let zapped = match self.watch(at, len, Watched::Memfd) {
+            // Memory of a device's, or a dma-buf: nobody can watch that.
+            Err(Errno::INVAL) => self.park(at, len),
+            watched => watched.and_then(|()| self.take_entries_away(self.address(at), len)),
+        };
         zapped.map_err(|errno| Error::Io {
             action: "take a CPU mapping's pages away",
             bytes: len as u64,
@@ -195,15 +200,39 @@ impl AddressSpace {
         unsafe { watcher.register(self.start.addr().get() + at, len, what) }
     }
 
-    fn take_entries_away(&self, at: usize, len: usize) -> Result<(), Errno> {
+    /// Puts memory in the place of what is shown of which every touch is told.
+    fn park(&self, at: usize, len: usize) -> Result<(), Errno> {
+        let watcher = self.watcher.as_ref().expect("only a mapping that follows its buffer is ever away");
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let aside = unsafe { mmap_anonymous(std::ptr::null_mut(), len, self.protection, flags) }?;
+        let parked = (|| {
+            // SAFETY: the memory is fresh and nobody knows of it. Once it is part of our range, its owner was told that touches may sleep.
+            unsafe { watcher.register_for_parking(aside.addr(), len) }?;
+            self.take_entries_away(aside, len)?;
+            self.keep_from_children(aside, len);
+            // SAFETY: `aside` is ours alone; the target lies within our own range, and what was there shows bytes that this mapping shows
+            // no more.
+            unsafe { mremap_fixed(aside, len, len, MremapFlags::MAYMOVE, self.address(at)) }
+        })();
+        if let Err(errno) = parked {
+            // SAFETY: it was not moved, and nobody knows of it.
+            let unmapped = unsafe { munmap(aside, len) };
+            debug_assert!(unmapped.is_ok(), "fresh memory can be unmapped: {unmapped:?}");
+            return Err(errno);
+        }
+        Ok(())
+    }
+
+    fn take_entries_away(&self, start: *mut c_void, len: usize) -> Result<(), Errno> {
         // SAFETY: the range is our own and watched, so what touches it from here on sleeps. Behind it are a memfd's pages, which
         // stay, or none that were written.
-        let advise = || unsafe { madvise(self.address(at), len, Advice::LinuxDontNeed) };
+        let advise = || unsafe { madvise(start, len, Advice::LinuxDontNeed) };
         advise().or_else(|errno| match errno {
             // Locked memory keeps its entries, and a process may have asked for all of its memory to be locked.
             Errno::INVAL => {
                 // SAFETY: unlocking changes no byte.
-                unsafe { munlock(self.address(at), len) }?;
+                unsafe { munlock(start, len) }?;
                 advise()
             }
             errno => Err(errno),
@@ -211,9 +240,9 @@ impl AddressSpace {
     }
 
     /// A forked child would keep what is shown now for ever, whoever owns it then. It gets nothing.
-    fn keep_from_children(&self, at: usize, len: usize) {
+    fn keep_from_children(&self, start: *mut c_void, len: usize) {
         // SAFETY: it changes nothing in this process.
-        let kept = unsafe { madvise(self.address(at), len, Advice::LinuxDontFork) };
+        let kept = unsafe { madvise(start, len, Advice::LinuxDontFork) };
         debug_assert!(kept.is_ok(), "a whole mapping can be kept from children: {kept:?}");
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::file::{bytes, entries, hex, text};
+use super::resource::Resource;
 use crate::topology::config_space::{Capability, ConfigSpace};
 use crate::topology::function::{Bar, Function, PciIds, Vram};
 use crate::topology::link::{PciLink, parse_pci_speed, pci_bytes_per_s};
@@ -88,21 +89,12 @@ fn bars(dir: &Path, notes: &mut Vec<String>) -> Option<Vec<Bar>> {
     Some(bars)
 }
 
-/// One line: the first and the last byte, and flags. `None` for what is no such line, `Some(None)` for no memory.
+/// One line. `None` for what is no such line, `Some(None)` for no memory.
 fn bar(index: u8, line: &str) -> Option<Option<Bar>> {
-    const MEMORY: u64 = 0x200;
-    // The bit of the register itself, which all kernels show, and the kernel's own, which has moved over the years.
-    const PREFETCHABLE: u64 = 0x2008;
-    const UNSET: u64 = 0x2000_0000;
-    let mut numbers =
-        line.split_whitespace().map(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok());
-    let (start, end, flags) = (numbers.next()??, numbers.next()??, numbers.next()??);
-    if flags & MEMORY == 0 {
-        return Some(None);
-    }
-    let len_bytes = end.checked_sub(start)?.checked_add(1)?;
-    let start = Some(start).filter(|_| flags & UNSET == 0);
-    Some(Some(Bar { index, start, len_bytes, prefetchable: flags & PREFETCHABLE != 0, sizes: None }))
+    let resource = Resource::parse(line)?;
+    let (start, len_bytes, prefetchable) =
+        (resource.start(), resource.len_bytes(), resource.is_prefetchable());
+    Some(resource.is_memory().then_some(Bar { index, start, len_bytes, prefetchable, sizes: None }))
 }
 
 /// What amdgpu says of its memory.

@@ -18,6 +18,7 @@
 mod cpus;
 mod file;
 mod function;
+mod resource;
 mod xgmi;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -25,10 +26,15 @@ use std::path::{Path, PathBuf};
 
 use super::address::PciAddress;
 use super::builder::MachineBuilder;
-use super::function::Function;
+use super::function::{Function, PciIds, PortKind};
 use super::machine::{Machine, NodeId, NodeKind, RootBus};
 use super::source::{Place, TopologyError};
 use file::{entries, link_of};
+
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use file::text;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use resource::Resource;
 
 /// A step on the way down to a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +88,12 @@ impl Machine {
         xgmi::add(&tree, &mut builder)?;
         Ok(builder.build())
     }
+}
+
+/// The directory of the function at an address, in the running machine (`/`) or a saved tree. It may not be there.
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) fn dir_of_function(root: &Path, address: PciAddress) -> PathBuf {
+    dir_of_devices(&Tree::at(root)).join(address.to_string())
 }
 
 fn dir_of_devices(tree: &Tree) -> PathBuf {
@@ -151,6 +163,7 @@ fn add_functions(
     builder: &mut MachineBuilder,
 ) -> Result<(), TopologyError> {
     let near = numa_of_roots(&found);
+    let ids = ids_of_roots(&found);
     let bridges: HashSet<Vec<Step>> = found.keys().map(|steps| above(steps).to_vec()).collect();
     let mut nodes: HashMap<Vec<Step>, NodeId> = HashMap::new();
     for (steps, Found { function, names }) in found {
@@ -162,7 +175,7 @@ fn add_functions(
                 device => nodes.get(device).copied(),
             };
             if let Some(home) = home {
-                let kind = NodeKind::HostBridge { bus: Some(bus), ids: None };
+                let kind = NodeKind::HostBridge { bus: Some(bus), ids: ids.get(parent).copied() };
                 nodes.insert(parent.to_vec(), builder.add(home, kind, Vec::new(), &place)?);
             }
         }
@@ -198,6 +211,23 @@ fn numa_of_roots(found: &BTreeMap<Vec<Step>, Found>) -> HashMap<Vec<Step>, Optio
         }
     }
     near
+}
+
+/// Of each root bus, the chip that stands for its host bridge: its first function, if that is at device 00.0 or a root port
+/// (`pci_host_bridge_dev` of the kernel). All functions are known here; other sources leave some out, and a root port elsewhere may not be the first.
+fn ids_of_roots(found: &BTreeMap<Vec<Step>, Found>) -> HashMap<Vec<Step>, PciIds> {
+    let mut first: HashMap<Vec<Step>, &Function> = HashMap::new();
+    for (steps, found) in found {
+        if let (Some(Step::Root(_)), Some(Step::Function(_))) = (steps.iter().rev().nth(1), steps.last()) {
+            first.entry(above(steps).to_vec()).or_insert(&found.function);
+        }
+    }
+    let stands = |function: &&Function| {
+        let is_first = function.address.is_some_and(|at| (at.device, at.function) == (0, 0));
+        is_first || function.port == Some(PortKind::Root)
+    };
+    let standing = first.into_iter().filter(|(_, function)| stands(function));
+    standing.filter_map(|(root, function)| Some((root, function.ids?))).collect()
 }
 
 /// Where a host bridge goes: to its NUMA node, to the only one, or to the machine.
