@@ -28,6 +28,6 @@ pub fn expect_killed(child: &Output, signal: i32) {
 /// That the child ran its test to a good end.
 #[track_caller]
 pub fn expect_success(child: &Output) {
-    let output = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success() && output.contains("1 passed"), "{:?}: {output}", child.status);
+    let (output, errors) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    assert!(child.status.success() && output.contains("1 passed"), "{:?}: {output}{errors}", child.status);
 }
