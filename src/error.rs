@@ -198,6 +198,15 @@ pub enum Error {
         /// The number.
         fd: i32,
     },
+    /// A kernel driver does not take dma-bufs of this exporter.
+    NotImportable {
+        /// The driver, by the name that it gives itself.
+        driver: &'static str,
+        /// Whose dma-buf it is.
+        exporter: &'static str,
+        /// Why not.
+        why: Arc<str>,
+    },
     /// A dma-buf that has fewer bytes than are needed.
     DmaBufTooSmall {
         /// How many it has.
@@ -339,6 +348,9 @@ impl fmt::Display for Error {
                 write!(f, "nothing on this machine makes kernel fences that a program signals: {why}")
             }
             Error::ClosedFd { fd } => write!(f, "there is no open file behind descriptor {fd}"),
+            Error::NotImportable { driver, exporter, why } => {
+                write!(f, "{driver} does not import dma-bufs of {exporter}: {why}")
+            }
             Error::DmaBufTooSmall { len_bytes, wanted_bytes } => {
                 write!(f, "the dma-buf has {len_bytes} bytes, and {wanted_bytes} are needed")
             }

@@ -428,12 +428,13 @@ impl Drop for Manager {
         self.events.close();
         self.promoter.end();
         let Some(engines) = self.engines.take() else { return };
-        let faults = self.faults.clone();
+        let (faults, crossing) = (self.faults.clone(), self.crossing.clone());
         let in_callback = in_callback() && !mutant!("teardown_waits_in_a_callback");
         let may_wait = !in_callback && !engines.driver.is_engine_thread() && !faults.is_this_thread();
         let shut_down = move || {
             engines.shut_down();
             faults.stop();
+            crossing.device_is_gone();
         };
         if may_wait {
             shut_down();

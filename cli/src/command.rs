@@ -1,7 +1,10 @@
 //! The command from its arguments to its exit status.
 
+use crate::doctor::{self, Diagnosis};
 use crate::error::{Error, Result};
-use crate::options::{Command, ExplainOptions, Options, ReplayOptions, TopoOptions};
+use crate::export;
+use crate::import;
+use crate::options::{Command, DoctorOptions, ExplainOptions, Options, ReplayOptions, TopoOptions};
 use crate::replay::{Outcome, Replay};
 use crate::report::json::Report;
 use crate::report::output::{Output, print};
@@ -32,6 +35,9 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Replay(replay)) => run_replay(&replay),
         Some(Command::Topo(options)) => run_topo(&options),
         Some(Command::Explain(options)) => run_explain(&options),
+        Some(Command::Doctor(options)) => run_doctor(&options),
+        Some(Command::Export(options)) => export::run(&options, &mut say),
+        Some(Command::Import(options)) => import::run(&options, &mut say),
         None => run_replay(&ReplayOptions::default_workload()),
     };
     match done {
@@ -123,6 +129,24 @@ fn run_explain(options: &ExplainOptions) -> Result<bool> {
     }
     print_result(json_on_stdout, |paint| topology::explain::render(&survey, &question, paint))?;
     Ok(true)
+}
+
+/// Shows what this machine offers; it is always done.
+fn run_doctor(options: &DoctorOptions) -> Result<bool> {
+    let output = options.json.as_deref().map(Output::open).transpose()?;
+    let found = Diagnosis::of_this_machine();
+    let json_on_stdout = matches!(output, Some(Output::Stdout));
+    if let Some(output) = output {
+        output.write(&doctor::json::of(&found))?;
+    }
+    print_result(json_on_stdout, |paint| doctor::table::render(&found, paint))?;
+    Ok(true)
+}
+
+/// A line for people, at once: others wait for it.
+fn say(line: &str) {
+    // Nobody may be reading; the exit status says it all the same.
+    let _nobody_reads = print(&mut std::io::stdout().lock(), &format!("{line}\n"));
 }
 
 fn replay_with_progress(replay: Replay, trace: &Trace) -> Outcome {

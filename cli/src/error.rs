@@ -43,6 +43,29 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// Something at a socket failed.
+    Socket {
+        /// The socket.
+        path: String,
+        /// What was attempted with it.
+        action: &'static str,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The operating system refused something that is about no file.
+    System {
+        /// What was attempted.
+        action: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// Nothing on this machine makes a dma-buf of such a buffer.
+    NotExportable {
+        /// What was asked for, as `--via` calls it.
+        via: String,
+        /// Each way with its reason, and what to do about it.
+        reasons: Vec<(String, Option<String>)>,
+    },
     /// The device could not be built with these sizes.
     Device {
         /// What the manager said.
@@ -79,6 +102,21 @@ impl fmt::Display for Error {
             Error::Input { path, line: Some(line), reason } => write!(f, "{path}:{line}: {reason}"),
             Error::Input { path, line: None, reason } => write!(f, "{path}: {reason}"),
             Error::Write { path, source } => write!(f, "{path}: cannot be written: {source}"),
+            Error::Socket { path, action, source } => write!(f, "could not {action} {path}: {source}"),
+            Error::System { action, source } => write!(f, "could not {action}: {source}"),
+            Error::NotExportable { via, reasons } => {
+                match via.as_str() {
+                    "auto" => write!(f, "nothing on this machine exports such a buffer:")?,
+                    via => write!(f, "--via {via}: such a buffer cannot be exported:")?,
+                }
+                for (reason, remedy) in reasons {
+                    write!(f, "\n  {reason}")?;
+                    if let Some(remedy) = remedy {
+                        write!(f, "\n    → {remedy}")?;
+                    }
+                }
+                Ok(())
+            }
             Error::Device { source } => write!(f, "the device cannot be built: {source}"),
         }
     }
@@ -87,7 +125,10 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Read { source, .. } | Error::Write { source, .. } => Some(source),
+            Error::Read { source, .. }
+            | Error::Write { source, .. }
+            | Error::Socket { source, .. }
+            | Error::System { source, .. } => Some(source),
             Error::Device { source } => Some(source),
             _ => None,
         }

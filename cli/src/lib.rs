@@ -1,9 +1,11 @@
 //! The `devpagemap` command as a library: read a recorded GPU workload, replay it through a managed VRAM with real
-//! bytes, and report what had to move; read a machine, and say who can reach whose memory there.
+//! bytes, and report what had to move; read a machine, and say who can reach whose memory there; hand buffers to other processes.
 //!
 //! ```text
 //!   options  ->  trace (wsim, rmv, frames)  ->  replay (device, patterns, samples)  ->  report (terminal, JSON, HTML, Perfetto)
 //!            ->  topology (machine, devices, registry)  ->  matrix, explanation, JSON
+//!            ->  doctor (what this machine offers)  ->  table, JSON
+//!            ->  export  ── handover (socket, header, descriptor) ──►  import
 //! ```
 //!
 //! The binary is one call to [`command::main_with`]. Tests use the parts:
@@ -21,7 +23,11 @@
 //! ```
 
 pub mod command;
+pub mod doctor;
 pub mod error;
+pub mod export;
+pub mod handover;
+pub mod import;
 pub mod options;
 pub mod replay;
 pub mod report;

@@ -1,6 +1,8 @@
 //! The command line: what can be typed, and what it means.
 
 use crate::error::{Error, Result};
+use crate::export::ExportOptions;
+use crate::import::ImportOptions;
 use crate::replay::{Config, Data, Placement};
 use crate::trace::{Format, Trace};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -15,7 +17,7 @@ const DEFAULT_SMALL_VRAM_BYTES: u64 = 384 << 20;
 /// System memory that the GPU can reach, unless the command line says otherwise.
 const DEFAULT_GTT_BYTES: u64 = 4 << 30;
 
-/// GPU memory management: what had to move and what it cost, who can reach whose memory, and why.
+/// GPU memory management: what had to move and what it cost, who can reach whose memory, and why; buffers handed to other processes.
 #[derive(Debug, Parser)]
 #[command(name = "devpagemap", version, max_term_width = 100)]
 pub struct Options {
@@ -33,6 +35,20 @@ pub enum Command {
     Topo(TopoOptions),
     /// Say why one device reaches another's memory as it does, and what would make it better.
     Explain(ExplainOptions),
+    /// Say what this machine offers for sharing buffers, and what is missing.
+    Doctor(DoctorOptions),
+    /// Make a dma-buf of a buffer, and hand it to other processes.
+    Export(ExportOptions),
+    /// Take a dma-buf from another process, and compare every byte.
+    Import(ImportOptions),
+}
+
+/// Options of `devpagemap doctor`.
+#[derive(Clone, Debug, Parser)]
+pub struct DoctorOptions {
+    /// Write the result as JSON; `-` is standard output, and the table then goes to standard error.
+    #[arg(long, value_name = "FILE | -")]
+    pub json: Option<PathBuf>,
 }
 
 /// Where a machine is read from.

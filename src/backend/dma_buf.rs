@@ -124,6 +124,18 @@ impl DmaBuf {
         answered.is_ok() && asked[0].revents().contains(PollFlags::OUT)
     }
 
+    /// Whether the kernel lets fences into it and out of it as descriptors: since Linux 6.0.
+    ///
+    /// # Errors
+    /// [`Error::NoDescriptorsLeft`].
+    pub fn takes_sync_files(&self) -> Result<bool> {
+        match uapi::dma_buf::export_sync_file(self.as_fd(), uapi::dma_buf::Use::Read) {
+            Ok(_sync_file) => Ok(true),
+            Err(Errno::NOTTY) => Ok(false),
+            Err(errno) => Err(Error::of_descriptor("ask a dma-buf for its fences", errno)),
+        }
+    }
+
     /// The descriptor itself.
     pub fn into_fd(self) -> OwnedFd {
         self.fd

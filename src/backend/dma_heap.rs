@@ -47,7 +47,7 @@ impl Exporter for SystemHeap {
     }
 }
 
-/// All heaps that there are, by name.
+/// All heaps that there are, and can be seen, by name.
 pub(crate) fn heaps() -> Vec<HeapFound> {
     let Ok(entries) = std::fs::read_dir(dma_heap::DIR) else { return Vec::new() };
     let mut found: Vec<HeapFound> = entries

@@ -29,7 +29,10 @@ pub use dma_buf::{DmaBuf, DmaBufInfo};
 #[cfg(not(any(loom, shuttle)))]
 pub use dma_heap::HeapFound;
 #[cfg(not(any(loom, shuttle)))]
-pub use drm::{NodeFound, NodeKind};
+pub use drm::{
+    ExportedBy, ImportDecision, ImportInto, ImportRefusal, KernelImport, NodeAbilities, NodeFound, NodeKind,
+    VirtioAbilities,
+};
 #[cfg(not(any(loom, shuttle)))]
 pub use exporter::Abilities;
 #[cfg(not(any(loom, shuttle)))]

@@ -26,23 +26,36 @@ impl Manager {
         held: &mut Held<'_, levels::Tickets>,
         with: impl Fn(&mut SystemState, Taken) -> O,
     ) -> Result<O> {
+        let departures = self.export_departures();
         match self.system.take(len_bytes, held, &with) {
-            Err(Error::Exhausted { .. }) if self.let_go_of_exports() => {
+            Err(Error::Exhausted { .. }) if self.let_go_of_exports(departures) => {
                 self.system.take(len_bytes, held, &with)
             }
             taken => taken,
         }
     }
 
-    /// Lets go of exported buffers that nobody outside has any more; says whether there were any.
+    /// How often an exported buffer was let go of so far.
     #[cfg(not(any(loom, shuttle)))]
-    pub(super) fn let_go_of_exports(&self) -> bool {
-        self.exports.let_go_now()
+    pub(super) fn export_departures(&self) -> usize {
+        self.exports.departures()
+    }
+
+    /// Lets go of exported buffers that nobody outside has any more; says whether any were since there were so many `departures`.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn let_go_of_exports(&self, departures: usize) -> bool {
+        self.exports.let_go_since(departures)
     }
 
     /// A model has no kernel, and so exports nothing.
     #[cfg(any(loom, shuttle))]
-    pub(super) fn let_go_of_exports(&self) -> bool {
+    pub(super) fn export_departures(&self) -> usize {
+        0
+    }
+
+    /// As above.
+    #[cfg(any(loom, shuttle))]
+    pub(super) fn let_go_of_exports(&self, _departures: usize) -> bool {
         false
     }
 }

@@ -22,6 +22,7 @@ impl Transaction<'_, '_, '_> {
             return Err(Error::TooLarge { region: RegionKind::Gtt, wanted_bytes, limit_bytes });
         }
         loop {
+            let departures = self.manager.export_departures();
             let (set, mut held) = self.exec.split();
             let (walk, free_bytes, pinned_bytes, in_transit) = {
                 let mut state = self.manager.system.state.lock(&mut held);
@@ -62,7 +63,7 @@ impl Transaction<'_, '_, '_> {
             };
             match when_short(walk, in_transit, exhausted) {
                 Step::WaitFor(other) => drop(self.exec.lock(other.0.clone())?),
-                Step::GiveUp(_) if self.manager.let_go_of_exports() => {}
+                Step::GiveUp(_) if self.manager.let_go_of_exports(departures) => {}
                 Step::GiveUp(error) => return Err(error),
                 Step::TryAgain | Step::Evict(_) => yield_now(),
             }

@@ -101,14 +101,6 @@ impl Across {
         Across { crossing, theirs, ours: Outside::new("fences in a dma-buf", Vec::new()) }
     }
 
-    /// What makes our fences known there.
-    ///
-    /// # Errors
-    /// [`Error::NoKernelFences`](crate::Error::NoKernelFences), and then nobody outside hears of them.
-    pub(crate) fn source(&self) -> Result<&'static str> {
-        self.crossing.source()
-    }
-
     /// Adds a fence of ours.
     pub(super) fn let_in(&self, told: &Arc<Told>, file: &dyn SyncFile, access: Access) -> Result<()> {
         self.theirs.import(file, access)?;

@@ -39,7 +39,7 @@ pub(super) struct Wait {
 
 impl Wait {
     /// All of its fences have signalled.
-    pub(super) fn is_over(self, crossing: &Crossing) {
+    pub(super) fn ends(self, crossing: &Crossing) {
         let outcome = self.file.fences().map_err(cannot_be_asked).and_then(|fences| self.outcome(&fences));
         self.end(crossing, outcome);
     }

@@ -2,8 +2,8 @@
 //!
 //! It hears of sync_files whose fences have signalled, gives up those that do not in time, and renews kernel fences of ours before they
 //! expire. Whoever adds the first of these starts it; it ends when it finds nothing left, and who adds something sees under the same lock
-//! whether it still runs. It may sleep on for a while after the last fence of ours is gone: a signal wakes nobody, so that work which
-//! ends in time costs no system call.
+//! whether it still runs. It may sleep on for a while after the last fence of ours is gone, no longer than its device lives: a signal wakes
+//! nobody, so that work which ends in time costs no system call.
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -111,6 +111,14 @@ impl Crossing {
         drop(gone);
     }
 
+    /// The device is gone: the thread looks whether anything is left, instead of later.
+    pub(crate) fn device_is_gone(&self) {
+        let poller = self.table.lock().poller.clone();
+        if let Some(poller) = poller {
+            poller.poke();
+        }
+    }
+
     /// Whether there is anything to keep, or there was until a moment ago.
     #[cfg(test)]
     pub(super) fn is_kept(&self) -> bool {
@@ -157,7 +165,7 @@ impl Crossing {
     fn has_signalled(&self, id: u64) {
         // Not there: given up since.
         let Some(wait) = self.take_wait(id) else { return };
-        catch(|| wait.is_over(self));
+        catch(|| wait.ends(self));
     }
 
     /// Whoever takes it out ends it.

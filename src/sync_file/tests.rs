@@ -375,8 +375,8 @@ fn without_a_source_work_is_done_and_it_is_counted_why_nobody_hears_of_it() {
     let reasons = scene.device.stats().reasons;
     let reason = reasons.keys().find(|reason| reason.contains("others do not hear"));
     assert!(reason.expect("it is counted").contains("nothing was made up"));
-    let across = buffer.0.reservation.lock(&mut devpagemap_fence::Held::enter()).across.clone();
-    assert!(matches!(across.expect("it is shared").source(), Err(Error::NoKernelFences { .. })));
+    let source = scene.device.manager().crossing.source();
+    assert!(matches!(source, Err(Error::NoKernelFences { .. })));
 }
 
 #[test]
@@ -410,6 +410,18 @@ fn a_device_that_is_dropped_leaves_no_kernel_fence_unsignalled() {
     drop(gate);
     assert!(matches!(fence.status(), Some(Err(FenceError::Abandoned { .. }))));
     assert_eq!(kernel.outstanding(), 0);
+}
+
+#[test]
+fn a_keeper_with_nothing_to_keep_goes_with_its_device() {
+    let scene = Scene::on(FakeKernel::like_vgem(EXPIRY));
+    let (buffer, _) = scene.shared();
+    scene.submit(&buffer, Access::Write).expect("it is queued").wait().expect("it does nothing");
+    becomes_true(|| scene.kernel.outstanding() == 0);
+    assert!(scene.has_a_keeper(), "it sleeps until the fence would have been renewed");
+    let crossing = scene.device.manager().crossing.clone();
+    drop((buffer, scene));
+    becomes_true(|| !crossing.is_kept());
 }
 
 #[test]
@@ -447,7 +459,12 @@ fn when_nobody_has_the_dma_buf_any_more_its_pages_wait_for_what_others_still_do(
     let (buffer, dma_buf) = scene.shared();
     let stranger = scene.kernel.stranger();
     dma_buf.attach(&stranger, Access::Read);
-    buffer.transact(|transaction, slot| Ok(transaction.end_crossing(slot))).expect("nobody is in the way");
+    buffer
+        .transact(|transaction, slot| {
+            transaction.end_crossing(slot);
+            Ok(())
+        })
+        .expect("nobody is in the way");
     assert!(!buffer.fences().is_signaled());
     stranger.signal();
     assert_eq!(buffer.fences().wait(), Ok(()));

@@ -1,8 +1,7 @@
 //! `linux/sync_file.h`: kernel fences as descriptors. One is readable for poll when all its fences have signalled.
 
-use std::ffi::c_int;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, opcode};
@@ -12,16 +11,6 @@ const GROUP: u8 = b'>';
 
 /// For how many fences one call is enough.
 const AT_ONCE: usize = 8;
-
-/// `struct sync_merge_data`.
-#[repr(C)]
-struct Merge {
-    name: [u8; 32],
-    fd2: c_int,
-    fence: c_int,
-    flags: u32,
-    pad: u32,
-}
 
 /// `struct sync_fence_info`.
 #[repr(C)]
@@ -45,12 +34,11 @@ struct RawInfo {
     sync_fence_info: u64,
 }
 
-const MERGE: Opcode = opcode::read_write::<Merge>(GROUP, 3);
 const FILE_INFO: Opcode = opcode::read_write::<RawInfo>(GROUP, 4);
 
-const _: () = assert!(size_of::<Merge>() == 48 && size_of::<RawInfo>() == 56 && size_of::<RawFence>() == 80);
+const _: () = assert!(size_of::<RawInfo>() == 56 && size_of::<RawFence>() == 80);
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
-const _: () = assert!(MERGE == 0xc030_3e03 && FILE_INFO == 0xc038_3e04);
+const _: () = assert!(FILE_INFO == 0xc038_3e04);
 
 /// How far a kernel fence is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,16 +70,6 @@ pub(crate) struct FenceInfo {
     pub(crate) timeline: String,
     /// How far it is.
     pub(crate) status: Status,
-    /// When it signalled, by the monotonic clock; 0 before.
-    pub(crate) timestamp_ns: u64,
-}
-
-/// How far a sync_file is as a whole.
-///
-/// # Errors
-/// `ENOTTY` when it is no sync_file.
-pub(crate) fn status(sync_file: BorrowedFd<'_>) -> Result<Status, Errno> {
-    Ok(Status::of(raw_info(sync_file, &mut [])?.status))
 }
 
 /// What a sync_file is made of.
@@ -115,7 +93,6 @@ pub(crate) fn fences(sync_file: BorrowedFd<'_>) -> Result<Vec<FenceInfo>, Errno>
         driver: text(&fence.driver),
         timeline: text(&fence.timeline),
         status: Status::of(fence.status),
-        timestamp_ns: fence.timestamp_ns,
     };
     Ok(raw.into_iter().map(info).collect())
 }
@@ -133,20 +110,6 @@ fn raw_info(sync_file: BorrowedFd<'_>, fences: &mut [RawFence]) -> Result<RawInf
     // to `sync_fence_info`, none if that is 0; `fences` is borrowed for as long and has so many.
     unsafe { ioctl::ioctl(sync_file, ioctl::Updater::<FILE_INFO, _>::new(&mut info)) }?;
     Ok(info)
-}
-
-/// A sync_file that signals when both have.
-///
-/// # Errors
-/// `ENOENT` when `second` is no sync_file, `ENOTTY` when `first` is none, `EMFILE` with a full table of descriptors.
-pub(crate) fn merge(first: BorrowedFd<'_>, second: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let mut name = [0; 32];
-    name[..10].copy_from_slice(b"devpagemap");
-    let mut argument = Merge { name, fd2: second.as_raw_fd(), fence: -1, flags: 0, pad: 0 };
-    // SAFETY: MERGE is SYNC_IOC_MERGE, which reads and writes its struct: pinned above.
-    unsafe { ioctl::ioctl(first, ioctl::Updater::<MERGE, _>::new(&mut argument)) }?;
-    // SAFETY: the call succeeded, so `fence` is a new descriptor of this process that nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(argument.fence) })
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -9,11 +9,9 @@ use devpagemap::{
 
 use drm::control::Device as _;
 
+use crate::child;
 use crate::setup::{Thing, need, say_loudly};
 use crate::stranger::{Does, SwSync, Vgem, is_busy, is_ready_within, let_in, udmabuf};
-
-#[path = "../setup/child.rs"]
-mod child;
 
 const BYTES: u64 = 64 << 10;
 /// Long enough for anything that happens at all.
@@ -223,6 +221,12 @@ fn a_foreign_timeline_that_is_closed_fails_our_job_by_its_name() {
     let (dma_buf, buffer) = imported(&Vgem::open(), &device);
     let timeline = SwSync::open();
     let_in(&dma_buf, timeline.point(1), Does::Writes);
+    let job = submit(&device, &buffer, Access::Read);
+    std::thread::sleep(A_MOMENT);
+    assert!(!job.is_signaled());
+    timeline.count();
+    job.wait().expect("the other has written");
+    let_in(&dma_buf, timeline.point(2), Does::Writes);
     let job = submit(&device, &buffer, Access::Read);
     drop(timeline);
     let error = job.wait().expect_err("whoever wrote went away");

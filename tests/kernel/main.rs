@@ -14,8 +14,17 @@
 
 #[path = "../setup/child.rs"]
 mod child;
+mod doctor;
+mod exports;
 mod fences;
 mod imports;
+mod liars;
+mod mapping;
 mod nodes;
+#[path = "../setup/pattern.rs"]
+mod pattern;
 mod setup;
 mod stranger;
+mod ttm;
+mod two_processes;
+mod who_imports;

@@ -5,17 +5,23 @@
 //! | `node.rs` | which nodes there are, and opening one by its driver's name |
 //! | `prime.rs` | handles of buffers, counted; dma-bufs in and out |
 //! | `dumb.rs` | buffers that any driver makes |
+//! | `capabilities.rs` | what a node says that it can do |
+//! | `import.rs` | which driver takes whose dma-bufs, said before it is tried |
 //! | `vgem.rs`, `virtio_gpu.rs` | the drivers that buffers are exported through |
 //!
 //! Numbers of calls that belong to one driver mean something else to another, so such calls take a type that only a node of that driver
 //! becomes ([`VgemNode`], [`VirtioGpuNode`]).
 
+mod capabilities;
 mod dumb;
+mod import;
 mod node;
 mod prime;
 mod vgem;
 mod virtio_gpu;
 
+pub use capabilities::{NodeAbilities, VirtioAbilities};
+pub use import::{ExportedBy, ImportDecision, ImportInto, ImportRefusal, KernelImport};
 pub use node::{NodeFound, NodeKind};
 
 pub(crate) use node::{DrmNode, VgemNode, VirtioGpuNode};

@@ -88,7 +88,7 @@ impl DrmNode {
     /// [`Error::NoNode`] when there is none, [`Error::NoRights`] when one that may be it cannot be opened, [`Error::NoDescriptorsLeft`].
     pub(crate) fn open(driver: &'static str, kind: NodeKind) -> Result<Arc<DrmNode>> {
         let mut locked = None;
-        for (path, _) in paths().into_iter().filter(|(_, found)| *found == kind) {
+        for (path, _) in paths()?.into_iter().filter(|(_, found)| *found == kind) {
             match DrmNode::at(&path) {
                 Ok(node) if node.driver == driver => return Ok(Arc::new(node)),
                 Ok(_) => {}
@@ -103,11 +103,15 @@ impl DrmNode {
     }
 
     /// All nodes that there are, by kind and number.
-    pub(crate) fn all() -> Vec<NodeFound> {
-        let paths = paths().into_iter();
-        paths
-            .map(|(path, kind)| NodeFound { driver: DrmNode::at(&path).map(|node| node.driver), path, kind })
-            .collect()
+    ///
+    /// # Errors
+    /// When the directory of nodes is there and cannot be read.
+    pub(crate) fn all() -> Result<Vec<NodeFound>> {
+        let found = paths()?.into_iter().map(|(path, kind)| {
+            let driver = DrmNode::at(&path).map(|node| node.driver);
+            NodeFound { path, kind, driver }
+        });
+        Ok(found.collect())
     }
 
     /// Opens a node and asks who it is.
@@ -206,8 +210,15 @@ pub(super) fn of_io(action: &'static str, bytes: u64, error: &std::io::Error) ->
 }
 
 /// The nodes below [`DIR`], by kind and number.
-fn paths() -> Vec<(PathBuf, NodeKind)> {
-    let Ok(entries) = std::fs::read_dir(DIR) else { return Vec::new() };
+fn paths() -> Result<Vec<(PathBuf, NodeKind)>> {
+    let entries = match std::fs::read_dir(DIR) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            return Err(Error::of_path("look for DRM nodes", DIR, errno));
+        }
+    };
     let mut found: Vec<(PathBuf, NodeKind)> = entries
         .filter_map(|entry| {
             let entry = entry.ok()?;
@@ -216,11 +227,11 @@ fn paths() -> Vec<(PathBuf, NodeKind)> {
         .collect();
     // Shorter names have smaller numbers.
     found.sort_by_key(|(path, kind)| (*kind, path.as_os_str().len(), path.clone()));
-    found
+    Ok(found)
 }
 
-/// Whether a node that cannot be opened may be one of this driver, as far as sysfs tells: a device on a bus has its driver there, and one on no
-/// bus has its driver's name.
+/// Whether a node that cannot be opened may be one of this driver, as far as sysfs tells: a device on a bus has its driver there, one on no
+/// bus has its driver's name, and what is behind virtio's bridge is not told.
 fn may_be(node: &Path, driver: &str) -> bool {
     let Some(name) = node.file_name() else { return false };
     let device = Path::new(CLASS).join(name).join("device");
@@ -228,6 +239,9 @@ fn may_be(node: &Path, driver: &str) -> bool {
     let Some(told) = told.ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned())) else {
         return true;
     };
+    if told.starts_with("virtio-") {
+        return driver.starts_with("virtio");
+    }
     let plain = |name: &str| name.replace('-', "_");
     plain(&told).trim_end_matches(|end: char| end == '.' || end.is_ascii_digit()) == plain(driver)
 }

@@ -19,7 +19,7 @@ use super::via::{Via, WhyNot};
 use super::watch::{ExportTable, Kept};
 use crate::backend::DmaBuf;
 use crate::backend::exporter::Exporter;
-use crate::bo::{Buffer, WeakBuffer};
+use crate::bo::WeakBuffer;
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::pagemap::Profile;
@@ -173,19 +173,30 @@ impl Exports {
         self.wake.notify_one();
     }
 
-    /// Lets go of what nobody outside has, in whatever thread that is; says whether there was something.
-    pub(crate) fn let_go_now(&self) -> bool {
-        let gone = self.table.let_go();
-        if gone.is_empty() {
-            return false;
+    /// How often something was let go of so far.
+    pub(crate) fn departures(&self) -> usize {
+        self.table.departures()
+    }
+
+    /// Lets go of what nobody outside has, in whatever thread that is, with reservations held; says whether something was let go of
+    /// since there were so many `departures`, by whomever.
+    pub(crate) fn let_go_since(&self, departures: usize) -> bool {
+        let mut untidy = Vec::new();
+        let went = self.table.let_go_since(departures, |exported| untidy.push(exported.let_go()));
+        if !untidy.is_empty() {
+            let mut thread = self.thread.lock();
+            thread.untidy.extend(untidy);
+            thread.poked = true;
+            self.wake.notify_one();
         }
-        let buffers = gone.into_iter().map(Exported::let_go);
-        let untidy: Vec<WeakBuffer> = buffers.map(|buffer| WeakBuffer::of(&buffer.0)).collect();
-        let mut thread = self.thread.lock();
-        thread.untidy.extend(untidy);
-        thread.poked = true;
-        self.wake.notify_one();
-        true
+        went
+    }
+
+    /// The same; names those whose memory is free when this returns, unless there are other handles of their buffers.
+    fn let_go(&self) -> Vec<WeakBuffer> {
+        let mut untidy = Vec::new();
+        self.table.let_go(|exported| untidy.push(exported.let_go()));
+        untidy
     }
 
     fn run(&self, manager: &Weak<Manager>) {
@@ -193,14 +204,11 @@ impl Exports {
         while let Some(untidy) = self.wait(&mut pause) {
             // The device may go meanwhile; then this is the thread that takes it down.
             let Some(manager) = manager.upgrade() else { return };
-            let gone = self.table.let_go();
+            let gone = self.let_go();
             if !gone.is_empty() {
                 pause = SOON;
             }
-            let buffers = gone.into_iter().map(Exported::let_go);
-            buffers.chain(untidy.iter().filter_map(WeakBuffer::upgrade)).for_each(|buffer| {
-                manager.tidy_up(&buffer);
-            });
+            gone.iter().chain(&untidy).for_each(|buffer| manager.tidy_up(buffer));
         }
     }
 
@@ -230,26 +238,26 @@ impl Exports {
 
 impl Exported {
     /// Nobody outside has it: the buffer may move and die again. For any thread, with reservations held or not.
-    pub(super) fn let_go(self) -> Buffer {
-        let buffer = self.attachment.buffer().clone();
+    pub(super) fn let_go(self) -> WeakBuffer {
+        let buffer = &self.attachment.buffer().0;
         tracing::debug!(buffer = buffer.id(), "nobody outside has the buffer's dma-buf any more");
-        buffer.0.exports.fetch_sub(1, Ordering::AcqRel);
-        buffer.0.manager.known_dma_bufs.forget_export(self.dma_buf.inode());
-        buffer
+        buffer.exports.fetch_sub(1, Ordering::AcqRel);
+        buffer.manager.known_dma_bufs.forget_export(self.dma_buf.inode());
+        WeakBuffer::of(buffer)
     }
 }
 
 impl Manager {
     /// Lets go of what nobody outside has. Returns how much that was.
     pub(crate) fn release_exports(&self) -> usize {
-        let gone = self.exports.table.let_go();
-        let count = gone.len();
-        gone.into_iter().map(Exported::let_go).for_each(|buffer| self.tidy_up(&buffer));
-        count
+        let gone = self.exports.let_go();
+        gone.iter().for_each(|buffer| self.tidy_up(buffer));
+        gone.len()
     }
 
     /// A buffer that was let go of forgets its dma-buf, unless it has one again.
-    fn tidy_up(&self, buffer: &Buffer) {
+    fn tidy_up(&self, buffer: &WeakBuffer) {
+        let Some(buffer) = buffer.upgrade() else { return };
         let tidied = buffer.transact(|transaction, slot| {
             if !self.exports.table.keeps(buffer.id()) {
                 transaction.forget_export(slot);

@@ -10,8 +10,8 @@ use crate::uapi;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Offers {
-    /// The DRM nodes below `/dev/dri`, primary ones first.
-    pub nodes: Vec<NodeFound>,
+    /// The DRM nodes below `/dev/dri`, primary ones first; or why they cannot be looked for.
+    pub nodes: Result<Vec<NodeFound>, WhyNot>,
     /// The dma-heaps, by name.
     pub heaps: Vec<HeapFound>,
     /// Who can make dma-bufs of buffers, in the order in which [`Via::Auto`] asks them: what each can do, or why it cannot be used.
@@ -30,7 +30,7 @@ impl Offers {
             (via, can)
         });
         Offers {
-            nodes: DrmNode::all(),
+            nodes: DrmNode::all().map_err(WhyNot::of),
             heaps: heaps(),
             exporters: exporters.collect(),
             sw_sync: sw_sync(),

@@ -13,12 +13,16 @@
 //! ours, and the table lock keeps exports away, nobody has one and nobody can get one; what is taken out of the table under that very
 //! lock is seen by nobody but us. An export that comes later finds nothing in the table and begins anew.
 //!
+//! What has left the table is on its way back to its region for a moment. Whoever lacks memory just then waits for it, and is not told that there is
+//! none.
+//!
 //! The table holds the buffer, and the buffer its device, so both outlive all their handles. That circle is opened when the watch lets go.
 
 use std::collections::BTreeMap;
 
 use devpagemap_fence::sync::atomic::{AtomicUsize, Ordering};
 use devpagemap_fence::sync::mutant;
+use devpagemap_fence::sync::thread::yield_now;
 use devpagemap_fence::{Held, Lock, levels};
 
 /// What is kept for others.
@@ -35,12 +39,21 @@ pub struct ExportTable<K> {
     kept: Lock<levels::Aperture, BTreeMap<u64, K>>,
     /// How many there are. Written under the lock, read by all.
     count: AtomicUsize,
+    /// How many are letting go of something just now.
+    leaving: AtomicUsize,
+    /// How often something was let go of. Grows before `leaving` falls.
+    departures: AtomicUsize,
 }
 
 impl<K: Kept> ExportTable<K> {
     /// An empty one.
     pub fn new() -> ExportTable<K> {
-        ExportTable { kept: Lock::new("exports", BTreeMap::new()), count: AtomicUsize::new(0) }
+        ExportTable {
+            kept: Lock::new("exports", BTreeMap::new()),
+            count: AtomicUsize::new(0),
+            leaving: AtomicUsize::new(0),
+            departures: AtomicUsize::new(0),
+        }
     }
 
     /// Keeps the dma-buf of buffer `id`, which has none here. For who holds the buffer's reservation.
@@ -74,13 +87,33 @@ impl<K: Kept> ExportTable<K> {
         gone
     }
 
-    /// The same for all.
-    pub fn let_go(&self) -> Vec<K> {
+    /// The same for all: each goes to `gone`, which is to drop it. Returns how many those were.
+    pub fn let_go(&self, mut gone: impl FnMut(K)) -> usize {
         if self.is_empty() {
-            return Vec::new();
+            return 0;
         }
+        self.leaving.fetch_add(1, Ordering::AcqRel);
         let ids: Vec<u64> = self.kept.lock(&mut Held::in_destructor()).keys().copied().collect();
-        ids.into_iter().filter_map(|id| self.let_go_of(id)).collect()
+        let unused = ids.into_iter().filter_map(|id| self.let_go_of(id));
+        let count = unused.map(&mut gone).count();
+        self.departures.fetch_add(count, Ordering::AcqRel);
+        self.leaving.fetch_sub(1, Ordering::AcqRel);
+        count
+    }
+
+    /// How often something was let go of so far. To be asked before looking for memory.
+    pub fn departures(&self) -> usize {
+        self.departures.load(Ordering::Acquire)
+    }
+
+    /// For whoever has found too little memory: as [`ExportTable::let_go`]; says whether anything was let go of since there were so many
+    /// `departures`, by whomever. Whoever is about to is waited for. He needs no reservation for it, so the caller may hold some.
+    pub fn let_go_since(&self, departures: usize, gone: impl FnMut(K)) -> bool {
+        self.let_go(gone);
+        while self.leaving.load(Ordering::Acquire) > 0 && !mutant!("who_lets_go_is_not_waited_for") {
+            yield_now();
+        }
+        self.departures() != departures
     }
 
     /// Whether buffer `id` is kept.

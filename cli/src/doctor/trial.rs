@@ -1,0 +1,46 @@
+//! An exporter is tried: a page goes out through it and is read from the other side.
+
+use devpagemap::{Abilities, Device, Result, Size, SoftwareGpu, Via, WhyNot};
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// What the exporter can do.
+    pub abilities: Abilities,
+    /// Whether what it makes takes fences as descriptors; `None` when the kernel did not say.
+    pub sync_files: Option<bool>,
+}
+
+/// One page.
+const PAGE: Size = Size::kib(4);
+const BYTE: u8 = 0xa5;
+
+impl Trial {
+    /// Exports a page through `via`, imports it on a second device, and compares.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn of(via: &Via, abilities: Abilities) -> std::result::Result<Trial, WhyNot> {
+        match exported_page(via) {
+            Ok(sync_files) => Ok(Trial { abilities, sync_files }),
+            Err(error) => Err(WhyNot::Refused(Box::new(error))),
+        }
+    }
+}
+
+fn exported_page(via: &Via) -> Result<Option<bool>> {
+    let device = || Device::builder(SoftwareGpu::builder().build()?).vram(Size::mib(1)).build();
+    let (ours, theirs) = (device()?, device()?);
+    let buffer = ours.buffer(PAGE).name("devpagemap doctor").create()?;
+    let page = vec![BYTE; PAGE.as_bytes() as usize];
+    buffer.write_at(0, &page)?;
+    let export = buffer.export(via.clone())?;
+    let sync_files = export.dma_buf().takes_sync_files().ok();
+    let foreign = theirs.import(export.dma_buf().try_clone()?).create()?;
+    let mut seen = vec![0; page.len()];
+    foreign.read_at(0, &mut seen)?;
+    match seen == page {
+        true => Ok(sync_files),
+        false => Err(devpagemap::Error::Unsupported { what: "the other side reads other bytes" }),
+    }
+}
