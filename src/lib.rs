@@ -106,13 +106,15 @@ pub use events::{Event, Events, PeerReason};
 pub use import::Import;
 pub use pagemap::Route;
 pub use region::{PRIORITIES, RegionKind};
+#[cfg(feature = "gbm")]
+pub use share::Image;
 pub use share::{
     Attachment, GroupAttachment, GroupMap, Importer, InvalidateReason, Invalidated, LostBytes, Overdue, Peer,
     PeerAddr, PeerExtent, PeerMap, PeerMapRequest, RevokeReport,
 };
 #[cfg(not(any(loom, shuttle)))]
 pub use share::{Export, Offers};
-pub use share::{ExportRequest, PassedOver, Via, WhyNot};
+pub use share::{ExportRequest, Layout, PassedOver, Plane, Via, WhyNot};
 #[cfg(any(loom, shuttle))]
 pub use share::{ExportTable, Kept};
 pub use size::Size;

@@ -43,7 +43,7 @@ impl Exporter for SystemHeap {
     fn make(&self, wanted: Wanted, _source: Source<'_>) -> Result<Made> {
         let fd = dma_heap::alloc(self.0.as_fd(), wanted.len_bytes, wanted.writable)
             .map_err(|errno| Error::io("allocate from a dma-heap", wanted.len_bytes, errno))?;
-        Ok(Made { dma_buf: DmaBuf::new(fd)?, window: None, keep: Box::new(()) })
+        Ok(Made::of(DmaBuf::new(fd)?))
     }
 }
 

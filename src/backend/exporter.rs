@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::DmaBuf;
 use crate::error::Result;
-use crate::share::WhyNot;
+use crate::share::{Layout, WhyNot};
 
 /// Memory that is to be a dma-buf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +62,17 @@ pub(crate) struct Made {
     pub(crate) dma_buf: DmaBuf,
     /// Where else its pages can be mapped for writing, if it can be mapped for reading only.
     pub(crate) window: Option<Window>,
+    /// How an image lies in it, if it is one.
+    pub(crate) layout: Option<Layout>,
     /// What the pages need to exist.
     pub(crate) keep: Box<dyn Any + Send + Sync>,
+}
+
+impl Made {
+    /// One that needs nothing else.
+    pub(crate) fn of(dma_buf: DmaBuf) -> Made {
+        Made { dma_buf, window: None, layout: None, keep: Box::new(()) }
+    }
 }
 
 /// Where a device shows a buffer.

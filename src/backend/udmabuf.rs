@@ -49,7 +49,7 @@ impl Exporter for Udmabuf {
         debug_assert_eq!(wanted.len_bytes, runs.iter().map(|(_, len)| len).sum::<u64>());
         let fd = udmabuf::create(self.0.as_fd(), memfd, runs)
             .map_err(|errno| Error::io("make a udmabuf", wanted.len_bytes, errno))?;
-        Ok(Made { dma_buf: DmaBuf::new(fd)?, window: None, keep: Box::new(()) })
+        Ok(Made::of(DmaBuf::new(fd)?))
     }
 }
 

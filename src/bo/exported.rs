@@ -44,7 +44,7 @@ impl Manager {
     /// Lets go of exported buffers that nobody outside has any more; says whether any were since there were so many `departures`.
     #[cfg(not(any(loom, shuttle)))]
     pub(super) fn let_go_of_exports(&self, departures: usize) -> bool {
-        self.exports.let_go_since(departures)
+        self.exports.let_go_since(departures, self.weak())
     }
 
     /// A model has no kernel, and so exports nothing.

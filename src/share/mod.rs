@@ -49,9 +49,11 @@ mod scatter;
 mod staged;
 
 pub use attachment::Attachment;
+#[cfg(feature = "gbm")]
+pub use export::Image;
 #[cfg(not(any(loom, shuttle)))]
 pub use export::{Export, Offers};
-pub use export::{ExportRequest, PassedOver, Via, WhyNot};
+pub use export::{ExportRequest, Layout, PassedOver, Plane, Via, WhyNot};
 pub use group::{GroupAttachment, GroupMap};
 pub use importer::{Importer, InvalidateReason, Invalidated, Peer};
 pub use map::PeerMapRequest;

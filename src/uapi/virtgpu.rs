@@ -31,15 +31,6 @@ struct GetParam {
     value: u64,
 }
 
-/// `struct drm_virtgpu_resource_info`.
-#[repr(C)]
-struct ResourceInfo {
-    bo_handle: u32,
-    res_handle: u32,
-    size: u32,
-    blob_mem: u32,
-}
-
 /// `struct drm_virtgpu_resource_create_blob`.
 #[repr(C)]
 struct CreateBlob {
@@ -56,18 +47,12 @@ struct CreateBlob {
 
 const MAP: Opcode = opcode::read_write::<Map>(GROUP, BASE + 0x01);
 const GETPARAM: Opcode = opcode::read_write::<GetParam>(GROUP, BASE + 0x03);
-const RESOURCE_INFO: Opcode = opcode::read_write::<ResourceInfo>(GROUP, BASE + 0x05);
 const CREATE_BLOB: Opcode = opcode::read_write::<CreateBlob>(GROUP, BASE + 0x0a);
 
 const _: () = assert!(size_of::<Map>() == 16 && size_of::<GetParam>() == 16);
-const _: () = assert!(size_of::<ResourceInfo>() == 16 && size_of::<CreateBlob>() == 48);
+const _: () = assert!(size_of::<CreateBlob>() == 48);
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
-const _: () = assert!(
-    MAP == 0xc010_6441
-        && GETPARAM == 0xc010_6443
-        && RESOURCE_INFO == 0xc010_6445
-        && CREATE_BLOB == 0xc030_644a
-);
+const _: () = assert!(MAP == 0xc010_6441 && GETPARAM == 0xc010_6443 && CREATE_BLOB == 0xc030_644a);
 
 /// What can be asked for, by the header's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,10 +64,6 @@ pub(crate) enum Param {
     Blobs = 3,
     /// `VIRTGPU_PARAM_HOST_VISIBLE`: blobs of the host can be mapped.
     HostVisible = 4,
-    /// `VIRTGPU_PARAM_CROSS_DEVICE`: blobs can be shared between virtio devices.
-    CrossDevice = 5,
-    /// `VIRTGPU_PARAM_CONTEXT_INIT`.
-    ContextInit = 6,
 }
 
 /// What the device says of `param`.
@@ -118,18 +99,6 @@ pub(crate) fn create_guest_blob(virtio_gpu: &VirtioGpuNode, len_bytes: u64) -> R
     // A VirtioGpuNode's driver is virtio_gpu.
     unsafe { ioctl::ioctl(virtio_gpu, ioctl::Updater::<CREATE_BLOB, _>::new(&mut argument)) }?;
     Ok(argument.bo_handle)
-}
-
-/// How large the buffer behind `handle` is, in bytes.
-///
-/// # Errors
-/// `ENOENT` when there is none.
-pub(crate) fn resource_size(virtio_gpu: &VirtioGpuNode, handle: u32) -> Result<u32, Errno> {
-    let mut argument = ResourceInfo { bo_handle: handle, res_handle: 0, size: 0, blob_mem: 0 };
-    // SAFETY: RESOURCE_INFO is DRM_IOCTL_VIRTGPU_RESOURCE_INFO, which reads and writes its struct (pinned above); a VirtioGpuNode's driver
-    // is virtio_gpu.
-    unsafe { ioctl::ioctl(virtio_gpu, ioctl::Updater::<RESOURCE_INFO, _>::new(&mut argument)) }?;
-    Ok(argument.size)
 }
 
 /// Where on the node the buffer behind `handle` can be mapped.

@@ -34,5 +34,4 @@ fn what_the_machine_has_works_when_it_is_tried_and_is_told_so() {
     assert!(bars.iter().any(shared), "{table}");
     let taken = |line: &&str| line.contains("the driver ") && line.starts_with("no");
     assert!(bars.iter().any(taken), "a screen's BAR is its driver's:\n{table}");
-    println!("{table}");
 }

@@ -5,8 +5,11 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "gbm")]
+use devpagemap::Image;
 use devpagemap::{
-    Buffer, Device, DmaBuf, Error, Export, P2p, PassedOver, Place, RegionKind, Size, SoftwareGpu, Via, WhyNot,
+    Buffer, Device, DmaBuf, Error, Export, ExportedBy, ImportInto, P2p, PassedOver, Place, RegionKind, Size,
+    SoftwareGpu, Via, WhyNot,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
@@ -14,7 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::child::{expect_success, in_a_child};
 use crate::mapping::Mapping;
-use crate::setup::{Thing, guest, need};
+use crate::setup::{Thing, guest, need, say_loudly};
 
 const ALL: [Thing; 5] = [Thing::Udmabuf, Thing::DmaHeap, Thing::Vgem, Thing::VirtioGpu, Thing::DmaBufList];
 const WAYS: [Via; 4] = [Via::Udmabuf, Via::DmaHeap, Via::Vgem, Via::VirtioGpu];
@@ -81,6 +84,12 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
         assert!(start.elapsed() < FOREVER, "it never came about that {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Nobody has anything of this device any more, and it knows.
+fn let_go(device: &Lab) {
+    device.release_exports();
+    wait_until("it is let go of", || device.stats().exported_bytes == 0);
 }
 
 #[track_caller]
@@ -309,6 +318,26 @@ fn when_nobody_has_it_any_more_the_buffer_moves_again() {
 }
 
 #[test]
+fn what_was_let_go_of_in_an_exporters_pages_is_exported_again_as_it_was_or_comes_home() {
+    if !need(&ALL) {
+        return;
+    }
+    for via in [Via::DmaHeap, Via::Vgem, Via::VirtioGpu] {
+        let device = device();
+        let buffer = device.buffer(Size::bytes(BYTES)).prefer(Place::GTT).create().expect("a buffer");
+        buffer.write_at(0, &bytes_of(1)).expect("there is room");
+        let before = inode(&buffer.export(via.clone()).expect("it can be had"));
+        let_go(&device);
+        let moves = device.stats().moves;
+        let again = buffer.export(via.clone()).expect("it can be had");
+        assert_eq!((inode(&again), device.stats().moves), (before, moves), "{via}: nothing was copied");
+        drop(again);
+        wait_until("it is in the arena again", || device.stats().export_pages_bytes == 0);
+        assert!(read_all(&buffer) == bytes_of(1), "{via}");
+    }
+}
+
+#[test]
 fn an_exported_buffer_is_not_evicted_and_others_make_do_with_the_rest() {
     if !need(&ALL) {
         return;
@@ -363,6 +392,87 @@ fn a_buffer_that_has_to_be_in_the_bar_is_not_exported() {
         assert!(matches!(refused, Error::NotPeerCapable { .. }), "{refused}");
     }
     assert_eq!((must.region(), device.stats().exports), (Some(RegionKind::Vram), 0));
+}
+
+#[test]
+fn a_driver_that_has_a_buffer_twice_keeps_it_until_both_are_gone() {
+    if !need(&[Thing::Vgem, Thing::Udmabuf]) {
+        return;
+    }
+    let device = device();
+    let buffer = buffer(&device, "twice");
+    let export = buffer.export(Via::Udmabuf).expect("it can be had");
+    let vgem = ImportInto::Vgem;
+    let first = vgem.import(export.dma_buf(), ExportedBy::Udmabuf).expect("vgem takes it");
+    let second = first.beside(export.dma_buf()).expect("once more");
+    let own = second.export().expect("it is there");
+    let third = second.beside(&own).expect("its own export comes in again");
+    assert_eq!([first.handle(), second.handle()], [third.handle(); 2], "the kernel has one handle for it");
+    drop((first, second));
+    let fourth = third.export().expect("the handle is there until its last holder is gone");
+    assert_eq!(inode(&fourth), inode(&export));
+    drop((fourth, own, export));
+    assert_eq!(device.release_exports(), 0, "a driver's import keeps the buffer");
+    drop(third);
+    wait_until("it is let go of", || device.stats().exported_bytes == 0);
+}
+
+#[cfg(feature = "gbm")]
+#[test]
+fn a_buffer_that_is_an_image_has_the_layout_that_the_driver_wants() {
+    if !need(&[Thing::Gbm, Thing::VirtioGpu]) {
+        return;
+    }
+    let image = Image {
+        width: 512,
+        height: 512,
+        format: *b"XR24",
+        modifiers: Vec::new(),
+        driver: Some("virtio_gpu".into()),
+    };
+    let device = device();
+    let buffer = buffer(&device, "image");
+    fill(&device, &buffer, 5);
+    let export = buffer.export(Via::Gbm(image.clone())).unwrap_or_else(|error| panic!("{error}"));
+    let layout = export.layout().expect("it is an image");
+    assert_eq!((layout.width, layout.height, layout.format, layout.planes.len()), (512, 512, *b"XR24", 1));
+    assert!(u64::from(layout.planes[0].stride_bytes) * 512 <= export.len_bytes(), "{layout:?}");
+    let other = Mapping::of(&export, BYTES, true).expect("it may be written");
+    assert!(other.read() == bytes_of(5));
+    other.fill(pattern(6));
+    assert!(read_all(&buffer) == bytes_of(6));
+    let again = buffer.export(Via::Gbm(image.clone())).expect("it is there");
+    assert_eq!((inode(&again), again.layout()), (inode(&export), export.layout()));
+    let larger = device.buffer(Size::mib(2)).create().expect("a buffer");
+    let refused = larger.export(Via::Gbm(image.clone())).expect_err("it is not in the image");
+    assert!(matches!(refused, Error::DmaBufTooSmall { .. }), "{refused}");
+    let linear = Image { modifiers: vec![0], ..image.clone() };
+    let export = self::buffer(&device, "linear").export(Via::Gbm(linear));
+    match export {
+        Ok(export) => assert_eq!(export.layout().map(|layout| layout.modifier), Some(0)),
+        Err(error) => assert!(matches!(reasons(error)[..], [PassedOver { why: WhyNot::Refused(_), .. }])),
+    }
+    let nonsense = Image { format: *b"none", ..image };
+    let refused = reasons(larger.export(Via::Gbm(nonsense)).expect_err("there is no such format"));
+    assert!(matches!(refused[0].why, WhyNot::Refused(_)), "{refused:?}");
+}
+
+#[test]
+fn a_buffer_that_came_in_as_a_dma_buf_goes_out_as_that() {
+    if !need(&[Thing::DmaHeap, Thing::Udmabuf]) {
+        return;
+    }
+    let (theirs, ours) = (device(), device());
+    let source = buffer(&theirs, "source");
+    fill(&theirs, &source, 3);
+    let export = source.export(Via::DmaHeap).expect("it can be had");
+    let import = ours.import(export.as_fd().try_clone_to_owned().expect("one more")).create();
+    let import = import.expect("it is a dma-buf");
+    let onward = import.export(Via::Auto).expect("it is one already");
+    assert_eq!((onward.via(), inode(&onward)), (&Via::Imported, inode(&export)));
+    let refused = reasons(import.export(Via::Udmabuf).expect_err("its pages are not ours"));
+    assert!(matches!(refused[0].why, WhyNot::ExportedAs { via: Via::Imported, .. }), "{refused:?}");
+    assert!(reasons(source.export(Via::Imported).expect_err("it was not imported")).len() == 1);
 }
 
 #[test]
@@ -478,4 +588,41 @@ fn with_parameter<O>(name: &str, value: u64, body: impl FnOnce() -> O) -> O {
     let result = body();
     std::fs::write(&path, before.trim()).expect("it was so before");
     result
+}
+
+#[test]
+fn what_each_way_costs_is_said() {
+    const MANY: u64 = 16 << 20;
+    if !need(&ALL) {
+        return;
+    }
+    for via in WAYS {
+        let device = device();
+        let buffer = device.buffer(Size::bytes(MANY)).prefer(Place::GTT).create().expect("a buffer");
+        buffer.place_now().expect("there is room");
+        buffer.wait().expect("zeros");
+        let start = Instant::now();
+        let export = buffer.export(via.clone()).expect("it can be had");
+        let first = start.elapsed();
+        buffer.wait().expect("it is there");
+        let arrived = start.elapsed();
+        let start = Instant::now();
+        let again = buffer.export(via.clone()).expect("it can be had");
+        let second = start.elapsed();
+        let start = Instant::now();
+        assert!(
+            Mapping::of(&export, MANY, false).expect("it may be read").read().iter().all(|byte| *byte == 0)
+        );
+        let read = start.elapsed();
+        let references = export.dma_buf().info().expect("there is /proc").references;
+        drop((again, export));
+        let start = Instant::now();
+        let_go(&device);
+        let gone = start.elapsed();
+        say_loudly(&format!(
+            "{via}, 16 MiB: exported after {first:?}, bytes there after {arrived:?}, again in {second:?}, \
+             read byte by byte in {read:?}, let go of in {gone:?}; {} references of our own",
+            references - 2
+        ));
+    }
 }

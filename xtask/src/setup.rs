@@ -63,7 +63,7 @@ pub fn image_libraries() -> Result<PathBuf, String> {
 
 /// What cargo is told of features, so that everything that this machine can link is built and tested.
 pub fn features() -> &'static [&'static str] {
-    &[]
+    if image_libraries().is_ok() { &["--features", "devpagemap/gbm"] } else { &[] }
 }
 
 /// The recordings that tests replay.

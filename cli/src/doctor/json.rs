@@ -1,14 +1,17 @@
 //! What was found as one JSON object: sizes in bytes. Scripts rely on the names and their order.
 
-use super::Diagnosis;
 use super::remedy;
+use super::trial::UNLIMITED_BYTES;
+use super::{Diagnosis, Node};
 use devpagemap::{NodeAbilities, Via, WhyNot};
 use serde::Serialize;
 
 #[derive(Serialize)]
 struct Report<'a> {
     kernel: &'a str,
-    nodes: Vec<NodeReport>,
+    /// `null` when they cannot be looked for.
+    nodes: Option<Vec<NodeReport>>,
+    nodes_problem: Option<String>,
     exporters: Vec<ExporterReport>,
     heaps: Vec<UsableReport>,
     fences: FencesReport,
@@ -53,8 +56,9 @@ struct ExporterReport {
     /// Whether a page was exported through it and read back.
     usable: bool,
     in_place: Option<bool>,
-    max_bytes: Option<u64>,
     /// `null` where there is no limit.
+    max_bytes: Option<u64>,
+    /// The same.
     max_runs: Option<u64>,
     read_only: Option<bool>,
     problem: Option<String>,
@@ -112,6 +116,7 @@ pub fn of(found: &Diagnosis) -> String {
     let report = Report {
         kernel: &found.kernel,
         nodes: nodes(found),
+        nodes_problem: found.nodes.as_ref().err().map(ToString::to_string),
         exporters: exporters(found),
         heaps: heaps(found),
         fences: fences(found),
@@ -129,20 +134,16 @@ pub fn of(found: &Diagnosis) -> String {
     serde_json::to_string_pretty(&report).expect("strings and numbers can be written") + "\n"
 }
 
-fn nodes(found: &Diagnosis) -> Vec<NodeReport> {
-    let report = |(node, abilities): &(devpagemap::NodeFound, Result<NodeAbilities, devpagemap::Error>)| {
-        let error = node.driver.as_ref().err().or(abilities.as_ref().err());
-        let rights = matches!(error, Some(devpagemap::Error::NoRights { .. }));
-        NodeReport {
-            path: node.path.display().to_string(),
-            kind: node.kind.to_string(),
-            driver: node.driver.as_ref().ok().cloned(),
-            abilities: abilities.as_ref().ok().map(node_abilities),
-            problem: error.map(ToString::to_string),
-            remedy: rights.then(|| remedy::of_rights(&node.path)),
-        }
+fn nodes(found: &Diagnosis) -> Option<Vec<NodeReport>> {
+    let report = |node: &Node| NodeReport {
+        path: node.found.path.display().to_string(),
+        kind: node.found.kind.to_string(),
+        driver: node.found.driver.as_ref().ok().cloned(),
+        abilities: node.abilities.as_ref().ok().map(node_abilities),
+        problem: node.problem().map(ToString::to_string),
+        remedy: node.remedy(),
     };
-    found.nodes.iter().map(report).collect()
+    Some(found.nodes.as_ref().ok()?.iter().map(report).collect())
 }
 
 fn node_abilities(abilities: &NodeAbilities) -> NodeAbilitiesReport {
@@ -169,7 +170,7 @@ fn exporters(found: &Diagnosis) -> Vec<ExporterReport> {
             via: via.to_string(),
             usable: trial.is_ok(),
             in_place: abilities.map(|abilities| abilities.in_place),
-            max_bytes: abilities.map(|abilities| abilities.max_bytes),
+            max_bytes: abilities.map(|it| it.max_bytes).filter(|bytes| *bytes < UNLIMITED_BYTES),
             max_runs: abilities
                 .map(|it| it.max_runs)
                 .filter(|runs| *runs != usize::MAX)

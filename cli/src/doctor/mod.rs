@@ -25,8 +25,8 @@ use trial::Trial;
 pub struct Diagnosis {
     /// The kernel's release.
     pub kernel: String,
-    /// Each node below `/dev/dri`, with what it says that it can do.
-    pub nodes: Vec<(NodeFound, Result<NodeAbilities, devpagemap::Error>)>,
+    /// Each node below `/dev/dri`, with what it says that it can do; or why they cannot be looked for.
+    pub nodes: Result<Vec<Node>, WhyNot>,
     /// Each way to make a dma-buf, in the order in which they are asked, and what came of trying.
     pub exporters: Vec<(Via, Result<Trial, WhyNot>)>,
     /// The kernel's heaps.
@@ -45,12 +45,33 @@ pub struct Diagnosis {
     pub limits: Limits,
 }
 
+/// A node, and what it said when it was asked.
+pub struct Node {
+    /// What is there.
+    pub found: NodeFound,
+    /// What it says that it can do.
+    pub abilities: devpagemap::Result<NodeAbilities>,
+}
+
+impl Node {
+    /// Why nothing is known of it, if nothing is.
+    pub fn problem(&self) -> Option<&devpagemap::Error> {
+        self.found.driver.as_ref().err().or(self.abilities.as_ref().err())
+    }
+
+    /// What to do about that.
+    pub fn remedy(&self) -> Option<String> {
+        let rights = matches!(self.problem(), Some(devpagemap::Error::NoRights { .. }));
+        rights.then(|| remedy::of_rights(&self.found.path))
+    }
+}
+
 impl Diagnosis {
     /// Looks at the machine that runs.
     pub fn of_this_machine() -> Diagnosis {
         let offers = Offers::of_this_machine();
         let root = Path::new("/");
-        let ask = |node: NodeFound| (node.clone(), node.abilities());
+        let ask = |found: NodeFound| Node { abilities: found.abilities(), found };
         let exporters = offers.exporters.into_iter();
         let exporters: Vec<_> = exporters
             .map(|(via, can)| {
@@ -62,7 +83,7 @@ impl Diagnosis {
         let release = std::fs::read_to_string(root.join("proc/sys/kernel/osrelease")).unwrap_or_default();
         Diagnosis {
             kernel: release.trim().to_owned(),
-            nodes: offers.nodes.into_iter().map(ask).collect(),
+            nodes: offers.nodes.map(|nodes| nodes.into_iter().map(ask).collect()),
             exporters,
             heaps: offers.heaps,
             sw_sync: offers.sw_sync,

@@ -23,6 +23,14 @@ pub fn of_exporter(via: &Via, why: &WhyNot) -> Option<String> {
     }
 }
 
+/// What makes nodes visible.
+pub fn of_nodes(why: &WhyNot) -> Option<String> {
+    match why {
+        WhyNot::NoRights { path } => Some(of_rights(Path::new(&**path))),
+        _ => None,
+    }
+}
+
 /// What makes sw_sync usable.
 pub fn of_sw_sync(why: &WhyNot) -> Option<String> {
     let text = match why {

@@ -1,9 +1,9 @@
 //! `devpagemap doctor` on the terminal: what there is, what is missing, and what to do about it.
 
-use super::Diagnosis;
 use super::bars::BarFound;
 use super::remedy;
-use super::trial::Trial;
+use super::trial::{Trial, UNLIMITED_BYTES};
+use super::{Diagnosis, Node};
 use crate::report::paint::Paint;
 use crate::report::units::{count, size};
 use devpagemap::{NodeAbilities, Via, WhyNot};
@@ -72,21 +72,25 @@ fn section(out: &mut String, title: &str, rows: Vec<Row>, when_empty: &str, pain
 }
 
 fn nodes(found: &Diagnosis) -> Vec<Row> {
-    let row = |(node, abilities): &(devpagemap::NodeFound, Result<NodeAbilities, devpagemap::Error>)| {
-        let name = node.path.display().to_string();
-        match (&node.driver, abilities) {
+    let row = |node: &Node| {
+        let name = node.found.path.display().to_string();
+        match (&node.found.driver, &node.abilities) {
             (Ok(driver), Ok(abilities)) => {
-                let says = format!("{driver}, {}: {}", node.kind, can(abilities));
+                let says = format!("{driver}, {}: {}", node.found.kind, can(abilities));
                 Row { name, state: State::Works, says, remedy: None }
             }
             (Err(error), _) | (_, Err(error)) => {
-                let rights = matches!(error, devpagemap::Error::NoRights { .. });
-                let remedy = rights.then(|| remedy::of_rights(&node.path));
-                Row { name, state: State::Missing, says: error.to_string(), remedy }
+                Row { name, state: State::Missing, says: error.to_string(), remedy: node.remedy() }
             }
         }
     };
-    found.nodes.iter().map(row).collect()
+    match &found.nodes {
+        Ok(nodes) => nodes.iter().map(row).collect(),
+        Err(why) => {
+            let remedy = remedy::of_nodes(why);
+            vec![Row { name: "/dev/dri".into(), state: State::Missing, says: why.to_string(), remedy }]
+        }
+    }
 }
 
 fn can(abilities: &NodeAbilities) -> String {
@@ -128,7 +132,10 @@ fn tried(trial: &Trial) -> String {
         true => "in place, nothing is copied".to_owned(),
         false => "with pages of its own".to_owned(),
     }];
-    words.push(format!("up to {}", size(abilities.max_bytes)));
+    words.push(match abilities.max_bytes {
+        UNLIMITED_BYTES.. => "of any size".to_owned(),
+        bytes => format!("up to {}", size(bytes)),
+    });
     if abilities.max_runs != usize::MAX {
         words.push(format!("in up to {} pieces", count(abilities.max_runs as u64)));
     }

@@ -11,6 +11,8 @@ pub struct Trial {
     pub sync_files: Option<bool>,
 }
 
+/// No memory is so large: an exporter that takes this much has no limit of its own.
+pub const UNLIMITED_BYTES: u64 = 1 << 62;
 /// One page.
 const PAGE: Size = Size::kib(4);
 const BYTE: u8 = 0xa5;

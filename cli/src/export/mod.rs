@@ -100,7 +100,7 @@ fn image(size_bytes: u64) -> Result<devpagemap::Image> {
         .ok()
         .filter(|lines| *lines <= 16_384)
         .ok_or_else(|| Error::usage("--size", "an image has at most 16384 lines of 4096 bytes"))?;
-    Ok(devpagemap::Image { width: 1024, height, format: *b"XR24", modifiers: Vec::new() })
+    Ok(devpagemap::Image { width: 1024, height, format: *b"XR24", modifiers: Vec::new(), driver: None })
 }
 
 impl ExportOptions {
@@ -125,8 +125,7 @@ pub fn run(options: &ExportOptions, say: &mut dyn FnMut(&str)) -> Result<bool> {
     let interrupt = Interrupt::on_ctrl_c()?;
     let listener = Listener::bind(&options.socket)?;
     let pages = Pages::new(options.size)?;
-    let mut server = Server::new(pages, options)?;
-    server.export(via)?;
+    let mut server = Server::new(pages, via, options)?;
     for line in server.introduction() {
         say(&format!("  {line}"));
     }

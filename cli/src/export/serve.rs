@@ -8,7 +8,7 @@ use crate::handover::messages::{Comparison, bytes_of};
 use crate::handover::socket::NoMessage;
 use crate::handover::{Answer, Interrupt, Offer, Peer, Refusal, Verdict};
 use crate::report::units::{size, time};
-use devpagemap::{Export, Via};
+use devpagemap::{Export, ExportRequest, Via};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -16,12 +16,15 @@ use std::time::Instant;
 /// The buffer, and what importers are told of it.
 pub struct Server {
     pages: Pages,
-    read_only: bool,
-    size_bytes: u64,
+    export: Export,
     seed: u64,
     /// How many importers there were.
     round: u64,
-    export: Option<Export>,
+}
+
+/// The seed of a round's bytes.
+fn offered(seed: u64, round: u64) -> u64 {
+    seed.wrapping_add(round)
 }
 
 /// What came of an importer.
@@ -84,49 +87,45 @@ pub fn in_words(comparison: &Comparison) -> String {
 }
 
 impl Server {
-    /// Has a job write the first bytes to video memory.
+    /// Has a job write the first bytes to video memory, and exports the buffer while they are still on their way.
     ///
     /// # Errors
-    /// When the job cannot be queued.
-    pub fn new(pages: Pages, options: &ExportOptions) -> Result<Server> {
-        let (seed, size_bytes, read_only) = (options.seed, options.size, options.read_only);
-        let server = Server { pages, read_only, size_bytes, seed, round: 0, export: None };
-        server.pages.fill(bytes_of(server.offered())).map_err(|source| Error::Device { source })?;
-        Ok(server)
-    }
-
-    /// Exports the buffer, whose bytes are still on their way.
-    ///
-    /// # Errors
-    /// [`Error::NotExportable`] with every reason.
-    pub fn export(&mut self, via: Via) -> Result<()> {
-        let request = devpagemap::ExportRequest { via: via.clone(), read_only: self.read_only };
-        let export = self.pages.buffer.export(request).map_err(|error| refused(&via, error))?;
+    /// [`Error::NotExportable`] with every reason; when the job cannot be queued.
+    pub fn new(pages: Pages, via: Via, options: &ExportOptions) -> Result<Server> {
+        let failed = |source| Error::Device { source };
+        pages.fill(bytes_of(offered(options.seed, 0))).map_err(failed)?;
+        let request = ExportRequest { via: via.clone(), read_only: options.read_only };
+        let export = pages.buffer.export(request).map_err(|error| refused(&via, error))?;
         // An image may have lines that are longer than what is seen of them.
-        if export.len_bytes() != self.size_bytes {
-            let reason =
-                format!("what {via} makes for this size has {} bytes; ask for those", export.len_bytes());
+        if export.len_bytes() != options.size {
+            let len_bytes = export.len_bytes();
+            let reason = format!("what {via} makes for this size has {len_bytes} bytes; ask for those");
             return Err(Error::usage("--size", reason));
         }
-        self.export = Some(export);
-        Ok(())
+        Ok(Server { pages, export, seed: options.seed, round: 0 })
     }
 
     /// What people are told before the first importer comes.
     pub fn introduction(&self) -> Vec<String> {
-        let Some(export) = &self.export else { return Vec::new() };
+        let export = &self.export;
         let how = if export.is_read_only() { "to read" } else { "to read and write" };
-        let mut lines =
-            vec![format!("exporting {} as a dma-buf via {}, {how}", size(self.size_bytes), export.via())];
+        let size = size(export.len_bytes());
+        let mut lines = vec![format!("exporting {size} as a dma-buf via {}, {how}", export.via())];
         lines.extend(export.reasons().iter().map(|passed_over| format!("  passed over {passed_over}")));
+        lines.push(match export.fences() {
+            Ok(source) => format!("importers wait for its jobs by fences of {source}"),
+            Err(error) => {
+                format!("importers cannot wait for its jobs, so it waits before it offers: {error}")
+            }
+        });
         lines
     }
 
-    /// The seed of this round's bytes, and below, of the answer to them.
     fn offered(&self) -> u64 {
-        self.seed.wrapping_add(self.round << 1)
+        offered(self.seed, self.round)
     }
 
+    /// Of the bytes that the importer shall write.
     fn answer_seed(&self) -> u64 {
         self.offered() ^ (1 << 63)
     }
@@ -136,13 +135,11 @@ impl Server {
     /// # Errors
     /// When the kernel fails us; what an importer does wrong is a result.
     pub fn serve(&mut self, peer: &Peer, interrupt: &Interrupt) -> Result<Served> {
-        let Some(export) = &self.export else { return Ok(Served::Interrupted) };
         let start = Instant::now();
-        if self.round > 0
-            && let Err(error) = self.pages.fill(bytes_of(self.offered()))
-        {
+        if let Err(error) = self.refill() {
             return Ok(Served::Failed(error));
         }
+        let export = &self.export;
         let offer = Offer {
             size_bytes: export.len_bytes(),
             seed: self.offered(),
@@ -151,13 +148,25 @@ impl Server {
             exporter: export.via().to_string(),
             name: self.pages.buffer.name().unwrap_or_default().to_owned(),
         };
-        let there = peer.send(&offer, Some(export.as_fd()))?;
-        let served = match there {
+        let served = match peer.send(&offer, Some(export.as_fd()))? {
             true => self.answered(peer, interrupt, start)?,
             false => Served::Refused(Refusal::Left { awaited: "header could be sent" }),
         };
         self.round += 1;
         Ok(served)
+    }
+
+    /// Queues new bytes for the next importer. It waits for them itself, unless nothing would tell it to.
+    fn refill(&self) -> devpagemap::Result<()> {
+        // Those of the first round were there before the buffer was exported.
+        if self.round == 0 {
+            return Ok(());
+        }
+        let filled = self.pages.fill(bytes_of(self.offered()))?;
+        match self.export.fences() {
+            Ok(_source) => Ok(()),
+            Err(_nobody_is_told) => Ok(filled.wait()?),
+        }
     }
 
     fn answered(&self, peer: &Peer, interrupt: &Interrupt, start: Instant) -> Result<Served> {

@@ -250,6 +250,16 @@ impl KernelImport {
         self.len_bytes
     }
 
+    /// Takes another dma-buf into the same node. One that is there already is the same buffer by the same handle, which stays until
+    /// all of its imports are gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn beside(&self, dma_buf: &DmaBuf) -> Result<KernelImport> {
+        let handle = GemHandle::import(self.handle.node(), dma_buf)?;
+        Ok(KernelImport { handle, len_bytes: dma_buf.len_bytes() })
+    }
+
     /// The driver's buffer as a dma-buf: the very one that it came from.
     ///
     /// # Errors

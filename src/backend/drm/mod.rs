@@ -8,12 +8,15 @@
 //! | `capabilities.rs` | what a node says that it can do |
 //! | `import.rs` | which driver takes whose dma-bufs, said before it is tried |
 //! | `vgem.rs`, `virtio_gpu.rs` | the drivers that buffers are exported through |
+//! | `gbm.rs` | images, through libgbm |
 //!
 //! Numbers of calls that belong to one driver mean something else to another, so such calls take a type that only a node of that driver
 //! becomes ([`VgemNode`], [`VirtioGpuNode`]).
 
 mod capabilities;
 mod dumb;
+#[cfg(feature = "gbm")]
+mod gbm;
 mod import;
 mod node;
 mod prime;
@@ -24,6 +27,8 @@ pub use capabilities::{NodeAbilities, VirtioAbilities};
 pub use import::{ExportedBy, ImportDecision, ImportInto, ImportRefusal, KernelImport};
 pub use node::{NodeFound, NodeKind};
 
+#[cfg(feature = "gbm")]
+pub(crate) use gbm::Gbm;
 pub(crate) use node::{DrmNode, VgemNode, VirtioGpuNode};
 pub(crate) use prime::GemHandle;
 pub(crate) use vgem::Vgem;
@@ -49,5 +54,5 @@ fn make_of(
         true => None,
         false => Some(Window { device: handle.node().clone(), offset_bytes: offset(&handle)? }),
     };
-    Ok(Made { dma_buf, window, keep: Box::new(handle) })
+    Ok(Made { window, keep: Box::new(handle), ..Made::of(dma_buf) })
 }

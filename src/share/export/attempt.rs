@@ -16,12 +16,12 @@ use devpagemap_fence::sync::atomic::Ordering;
 
 use super::export::Failed;
 use super::exports::Exported;
-use super::via::{ExportRequest, Via, WhyNot};
+use super::via::{ExportRequest, Layout, Via, WhyNot};
 use crate::backend::exporter::{Exporter, Made, Source, Wanted};
 use crate::backend::{DmaBuf, OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
 use crate::bo::{Buffer, Transaction};
 use crate::error::{Error, Result};
-use crate::region::push_run;
+use crate::region::{Resource, push_run};
 use crate::share::Attachment;
 use crate::share::importer::Joined;
 use crate::sync_file::Across;
@@ -31,6 +31,7 @@ use crate::sync_file::Across;
 pub(crate) struct Known {
     via: Via,
     writable: bool,
+    layout: Option<Layout>,
     /// How many references to it are our own.
     own_references: u64,
     /// Whoever has the pages has it, and the table as long as anybody else has it.
@@ -47,9 +48,17 @@ impl Known {
     }
 }
 
+/// What a caller is given.
+pub(super) struct Given {
+    pub(super) dma_buf: DmaBuf,
+    pub(super) via: Via,
+    pub(super) layout: Option<Layout>,
+}
+
 /// A dma-buf to be given out, and what could still have failed.
 struct Ready {
     dma_buf: Arc<DmaBuf>,
+    layout: Option<Layout>,
     own_references: u64,
     /// The caller's.
     copy: DmaBuf,
@@ -58,7 +67,7 @@ struct Ready {
 impl Ready {
     /// # Errors
     /// [`Error::NoDescriptorsLeft`], [`Error::Io`] without `/proc`, [`Error::Unsupported`] when the kernel does not count.
-    fn new(dma_buf: Arc<DmaBuf>, buffer: &Buffer) -> Result<Ready> {
+    fn new(dma_buf: Arc<DmaBuf>, layout: Option<Layout>, buffer: &Buffer) -> Result<Ready> {
         match buffer.name() {
             Some(name) => dma_buf.set_name(name)?,
             None => dma_buf.set_name(&format!("devpagemap:{}", buffer.id()))?,
@@ -70,7 +79,7 @@ impl Ready {
             });
         }
         let copy = dma_buf.try_clone()?;
-        Ok(Ready { dma_buf, own_references, copy })
+        Ok(Ready { dma_buf, layout, own_references, copy })
     }
 }
 
@@ -82,8 +91,8 @@ pub(super) struct Attempt<'a> {
     pub(super) via: Via,
 }
 
-/// What an attempt comes to: a descriptor and who made it, or why this way does not do.
-type Outcome = Result<(DmaBuf, Via), WhyNot>;
+/// What an attempt comes to, or why this way does not do.
+type Outcome = Result<Given, WhyNot>;
 
 impl<'a> Attempt<'a> {
     pub(super) fn new(
@@ -103,7 +112,7 @@ impl<'a> Attempt<'a> {
     ///
     /// # Errors
     /// That it is exported in another way, or what is wrong with the buffer.
-    pub(super) fn again(&self) -> Result<Option<(DmaBuf, Via)>, Failed> {
+    pub(super) fn again(&self) -> Result<Option<Given>, Failed> {
         let there = self.buffer.transact(|transaction, slot| transaction.export_again(slot, self))?;
         Ok(there.transpose()?)
     }
@@ -112,7 +121,7 @@ impl<'a> Attempt<'a> {
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn in_place(&self, exporter: &dyn Exporter) -> Result<(DmaBuf, Via), Failed> {
+    pub(super) fn in_place(&self, exporter: &dyn Exporter) -> Result<Given, Failed> {
         let outcome =
             self.buffer.transact(|transaction, slot| transaction.export_in_place(slot, self, exporter))?;
         Ok(outcome?)
@@ -122,7 +131,7 @@ impl<'a> Attempt<'a> {
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn elsewhere(&self, exporter: &dyn Exporter) -> Result<(DmaBuf, Via), Failed> {
+    pub(super) fn elsewhere(&self, exporter: &dyn Exporter) -> Result<Given, Failed> {
         let (pages, ready) = self.map(exporter.make(self.wanted(), Source::Own)?)?;
         let mut ready = Some(ready);
         let outcome = self
@@ -133,7 +142,7 @@ impl<'a> Attempt<'a> {
 
     /// Maps new pages into this process.
     fn map(&self, made: Made) -> Result<(Arc<OutsidePages>, Ready)> {
-        let Made { dma_buf, window, keep } = made;
+        let Made { dma_buf, window, layout, keep } = made;
         let (len_bytes, dma_buf) = (dma_buf.len_bytes(), Arc::new(dma_buf));
         let file = match window {
             None => OutsideFile::DmaBuf(dma_buf.clone()),
@@ -141,7 +150,7 @@ impl<'a> Attempt<'a> {
         };
         let memory = OutsideMemory { file, len_bytes, writable: true, role: OutsideRole::Exported, keep };
         let pages = self.buffer.0.manager.cpu.map_outside(memory)?;
-        let ready = Ready::new(dma_buf, self.buffer)?;
+        let ready = Ready::new(dma_buf, layout, self.buffer)?;
         Ok((pages, ready))
     }
 }
@@ -149,6 +158,9 @@ impl<'a> Attempt<'a> {
 impl Transaction<'_, '_, '_> {
     /// One more descriptor of the dma-buf that the buffer is; `None` when it is none, or none that anybody has any more.
     fn export_again(&mut self, slot: Slot, attempt: &Attempt<'_>) -> Result<Option<Outcome>> {
+        if attempt.buffer.0.imported.is_some() {
+            return self.export_import(slot, attempt).map(Some);
+        }
         let Some(known) = self.exec.set().state(slot).exported.clone() else { return Ok(None) };
         let (id, table) = (attempt.buffer.id(), &self.manager.exports.table);
         if !known.fits(attempt.request) {
@@ -156,7 +168,7 @@ impl Transaction<'_, '_, '_> {
             return Ok(table.keeps(id).then(|| Err(known.as_reason())));
         }
         if let Some(copy) = table.hand_out(id, |exported| exported.dma_buf.try_clone()) {
-            return Ok(Some(Ok((copy?, known.via))));
+            return Ok(Some(Ok(Given { dma_buf: copy?, via: known.via, layout: known.layout })));
         }
         // Nobody outside had it any more, but the buffer is still in its pages.
         let pages = self.resource(slot).and_then(|resource| resource.outside.clone());
@@ -167,6 +179,7 @@ impl Transaction<'_, '_, '_> {
         let ready = Ready {
             copy: dma_buf.try_clone()?,
             dma_buf: dma_buf.clone(),
+            layout: known.layout,
             own_references: known.own_references,
         };
         self.publish(slot, attempt, ready, known.via).map(|there| Some(Ok(there)))
@@ -216,7 +229,7 @@ impl Transaction<'_, '_, '_> {
         let runs: Vec<(u64, u64)> = runs.iter().map(|run| (run.start, run.end - run.start)).collect();
         let source = Source::InPlace { memfd: self.manager.system.arena.memfd(), runs: &runs };
         let made = exporter.make(attempt.wanted(), source)?;
-        Ok(Ready::new(Arc::new(made.dma_buf), attempt.buffer)?)
+        Ok(Ready::new(Arc::new(made.dma_buf), made.layout, attempt.buffer)?)
     }
 
     fn export_elsewhere(
@@ -237,34 +250,46 @@ impl Transaction<'_, '_, '_> {
     }
 
     /// The buffer is in the dma-buf's pages, or on its way: it stays there, and others may have it.
-    fn publish(
-        &mut self,
-        slot: Slot,
-        attempt: &Attempt<'_>,
-        ready: Ready,
-        via: Via,
-    ) -> Result<(DmaBuf, Via)> {
-        let Ready { dma_buf, own_references, copy } = ready;
+    fn publish(&mut self, slot: Slot, attempt: &Attempt<'_>, ready: Ready, via: Via) -> Result<Given> {
+        let Ready { dma_buf, layout, own_references, copy } = ready;
         let attachment = Attachment::new(attempt.buffer, attempt.outsiders);
         self.enter_peer(slot, &attachment.attached)?;
         self.cross_over(slot, &Across::new(dma_buf.clone(), self.manager))?;
         let (writable, weak) = (dma_buf.is_writable(), Arc::downgrade(&dma_buf));
-        let known = Known { via: via.clone(), writable, own_references, dma_buf: weak };
+        let known =
+            Known { via: via.clone(), writable, layout: layout.clone(), own_references, dma_buf: weak };
         self.exec.set_mut().state_mut(slot).exported = Some(known);
         attempt.buffer.0.exports.fetch_add(1, Ordering::AcqRel);
         self.manager.known_dma_bufs.enter_export(dma_buf.inode(), attempt.buffer);
         let exported = Exported { dma_buf, own_references, attachment };
         self.manager.exports.table.keep(attempt.buffer.id(), exported);
-        Ok((copy, via))
+        Ok(Given { dma_buf: copy, via, layout })
     }
 
-    /// Nobody outside has the buffer's dma-buf.
-    pub(super) fn forget_export(&mut self, slot: Slot) {
+    /// A buffer that came in as a dma-buf goes out as that. The kernel keeps its pages, so nothing else has to.
+    fn export_import(&self, slot: Slot, attempt: &Attempt<'_>) -> Result<Outcome> {
+        let pages = self.resource(slot).and_then(|resource| resource.outside.as_ref());
+        let Some(dma_buf) = pages.and_then(|pages| pages.dma_buf()) else {
+            return Err(Error::Unsupported {
+                what: "the buffer was imported as something else than a dma-buf",
+            });
+        };
+        let fits = matches!(attempt.request.via, Via::Auto | Via::Imported)
+            && attempt.request.read_only != dma_buf.is_writable();
+        if !fits {
+            return Ok(Err(WhyNot::ExportedAs { via: Via::Imported, read_only: !dma_buf.is_writable() }));
+        }
+        Ok(Ok(Given { dma_buf: dma_buf.try_clone()?, via: Via::Imported, layout: None }))
+    }
+
+    /// Nobody outside has the buffer's dma-buf. Says whether the buffer is in the exporter's own pages: there it can be given out again.
+    pub(super) fn forget_export(&mut self, slot: Slot) -> bool {
         self.end_crossing(slot);
         let state = self.exec.set_mut().state_mut(slot);
-        // In the exporter's own pages it can be given out again.
-        if state.resource.as_ref().is_none_or(|resource| !resource.is_outside()) {
+        let is_stray = state.resource.as_ref().is_some_and(Resource::is_outside);
+        if !is_stray {
             state.exported = None;
         }
+        is_stray
     }
 }

@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use devpagemap_fence::Held;
 
-use super::attempt::Attempt;
+use super::attempt::{Attempt, Given};
 use super::policy;
-use super::via::{ExportRequest, PassedOver, Via, WhyNot};
+use super::via::{ExportRequest, Layout, PassedOver, Via, WhyNot};
 use crate::backend::DmaBuf;
 use crate::backend::exporter::Wanted;
 use crate::bo::Buffer;
@@ -50,6 +50,7 @@ use crate::stats::Counters;
 pub struct Export {
     dma_buf: DmaBuf,
     via: Via,
+    layout: Option<Layout>,
     reasons: Vec<PassedOver>,
     fences: Result<&'static str>,
 }
@@ -67,6 +68,11 @@ impl Export {
     /// Who made it.
     pub fn via(&self) -> &Via {
         &self.via
+    }
+
+    /// Where what lies in it, if it is an image.
+    pub fn layout(&self) -> Option<&Layout> {
+        self.layout.as_ref()
     }
 
     /// Who was asked before, and why it was not taken; nobody for one that was there already.
@@ -154,7 +160,7 @@ impl Buffer {
         for via in policy::candidates(&request.via) {
             let attempt = Attempt::new(self, &outsiders, &request, via.clone());
             match self.try_export(&attempt) {
-                Ok((dma_buf, via)) => return self.exported(dma_buf, via, reasons),
+                Ok(given) => return self.exported(given, reasons),
                 Err(Failed::All(error)) => return Err(error),
                 Err(Failed::Passed(why)) => {
                     tracing::debug!(buffer = self.id(), %via, %why, "a way to export is passed over");
@@ -165,7 +171,7 @@ impl Buffer {
         Err(self.not_exportable(reasons))
     }
 
-    fn try_export(&self, attempt: &Attempt<'_>) -> Result<(DmaBuf, Via), Failed> {
+    fn try_export(&self, attempt: &Attempt<'_>) -> Result<Given, Failed> {
         if let Some(there) = attempt.again()? {
             return Ok(there);
         }
@@ -181,11 +187,12 @@ impl Buffer {
 
     /// The bytes may be on their way. Where the kernel knows our fences, whoever gets the descriptor waits for them there; elsewhere it is waited
     /// for here.
-    fn exported(&self, dma_buf: DmaBuf, via: Via, reasons: Vec<PassedOver>) -> Result<Export> {
+    fn exported(&self, given: Given, reasons: Vec<PassedOver>) -> Result<Export> {
+        let Given { dma_buf, via, layout } = given;
         let manager = &self.0.manager;
         Counters::count(&manager.counters.exports);
         tracing::debug!(buffer = self.id(), %via, passed_over = reasons.len(), "exported");
-        let export = Export { dma_buf, via, reasons, fences: manager.crossing.source() };
+        let export = Export { dma_buf, via, layout, reasons, fences: manager.crossing.source() };
         if let Err(why) = &export.fences {
             let outstanding = self.fences();
             if !outstanding.is_signaled() {

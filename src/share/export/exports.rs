@@ -3,6 +3,9 @@
 //! The thread exists while something is exported. It looks soon after a change, ever less often while nothing changes, and at once when
 //! it is poked: when a handle of an exported buffer, or of the device, is dropped. Whoever lacks system memory looks himself, and
 //! leaves the tidying up to the thread, as he holds reservations.
+//!
+//! A buffer that was let go of in an exporter's own pages is a *stray*: it is in no budget. It may be exported again in a moment, by which
+//! nothing would have to be copied, so it is left alone for a while; then the thread brings it back to the arena.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,6 +32,8 @@ use crate::share::importer::{Importer, Invalidated, Joined, Peer};
 /// How long after a change the thread looks again, and how long it waits at most.
 const SOON: Duration = Duration::from_millis(10);
 const SELDOM: Duration = Duration::from_secs(1);
+/// How long a stray is left where it is.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A buffer's dma-buf, as long as others may have it.
 pub(crate) struct Exported {
@@ -90,6 +95,14 @@ struct Thread {
     under_way: usize,
     /// Buffers that were let go of, and still know their dma-buf.
     untidy: Vec<WeakBuffer>,
+    /// Those that are still in an exporter's pages, and since when.
+    strays: Vec<(WeakBuffer, Instant)>,
+}
+
+impl Thread {
+    fn has_nothing_to_do(&self) -> bool {
+        self.under_way == 0 && self.untidy.is_empty() && self.strays.is_empty()
+    }
 }
 
 /// An export that is being made: the thread is there, and stays.
@@ -127,6 +140,11 @@ impl Exports {
             return Ok(open.clone());
         }
         let opened = policy::open(via)?;
+        #[cfg(feature = "gbm")]
+        if matches!(via, Via::Gbm(_)) {
+            // One for each image: nothing of it is used twice.
+            return Ok(opened);
+        }
         // Whoever was faster stays: handles of buffers are counted by node.
         Ok(self.exporters.lock().entry(via.clone()).or_insert(opened).clone())
     }
@@ -180,7 +198,12 @@ impl Exports {
 
     /// Lets go of what nobody outside has, in whatever thread that is, with reservations held; says whether something was let go of
     /// since there were so many `departures`, by whomever.
-    pub(crate) fn let_go_since(&self, departures: usize) -> bool {
+    pub(crate) fn let_go_since(self: &Arc<Self>, departures: usize, manager: Weak<Manager>) -> bool {
+        if self.table.is_empty() {
+            return self.table.let_go_since(departures, drop);
+        }
+        // Without a thread they go on knowing the dma-bufs that they had, which does no harm.
+        let _thread = self.begin(manager);
         let mut untidy = Vec::new();
         let went = self.table.let_go_since(departures, |exported| untidy.push(exported.let_go()));
         if !untidy.is_empty() {
@@ -209,6 +232,7 @@ impl Exports {
                 pause = SOON;
             }
             gone.iter().chain(&untidy).for_each(|buffer| manager.tidy_up(buffer));
+            manager.bring_strays_home(Instant::now());
         }
     }
 
@@ -218,7 +242,7 @@ impl Exports {
         *pause = (*pause * 2).min(SELDOM);
         let mut thread = self.thread.lock();
         loop {
-            if self.table.is_empty() && thread.under_way == 0 && thread.untidy.is_empty() {
+            if self.table.is_empty() && thread.has_nothing_to_do() {
                 thread.runs = false;
                 return None;
             }
@@ -250,6 +274,11 @@ impl Exported {
 impl Manager {
     /// Lets go of what nobody outside has. Returns how much that was.
     pub(crate) fn release_exports(&self) -> usize {
+        if self.exports.table.is_empty() {
+            return 0;
+        }
+        // Without a thread strays stay where they are until they move for another reason.
+        let _thread = self.exports.begin(self.weak());
         let gone = self.exports.let_go();
         gone.iter().for_each(|buffer| self.tidy_up(buffer));
         gone.len()
@@ -258,14 +287,36 @@ impl Manager {
     /// A buffer that was let go of forgets its dma-buf, unless it has one again.
     fn tidy_up(&self, buffer: &WeakBuffer) {
         let Some(buffer) = buffer.upgrade() else { return };
-        let tidied = buffer.transact(|transaction, slot| {
-            if !self.exports.table.keeps(buffer.id()) {
-                transaction.forget_export(slot);
-            }
-            Ok(())
+        let is_stray = buffer.transact(|transaction, slot| {
+            Ok(!self.exports.table.keeps(buffer.id()) && transaction.forget_export(slot))
         });
-        if let Err(error) = tidied {
-            tracing::debug!(buffer = buffer.id(), %error, "a buffer goes on knowing the dma-buf that it had");
+        match is_stray {
+            Ok(true) => {
+                let stray = (WeakBuffer::of(&buffer.0), Instant::now());
+                self.exports.thread.lock().strays.push(stray);
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::debug!(buffer = buffer.id(), %error, "a buffer goes on knowing the dma-buf that it had");
+            }
+        }
+    }
+
+    /// Buffers that have been strays for long enough come back to the arena, if there is room.
+    fn bring_strays_home(&self, now: Instant) {
+        let due = {
+            let mut thread = self.exports.thread.lock();
+            let due = thread.strays.extract_if(.., |(_, since)| *since + LINGER <= now);
+            due.collect::<Vec<_>>()
+        };
+        for buffer in due.iter().filter_map(|(buffer, _)| buffer.upgrade()) {
+            let home = buffer.transact(|transaction, slot| match self.exports.table.keeps(buffer.id()) {
+                true => Ok(true),
+                false => transaction.leave_outside(slot),
+            });
+            if let Err(error) = home {
+                tracing::debug!(buffer = buffer.id(), %error, "a stray stays in the pages it was exported in");
+            }
         }
     }
 }

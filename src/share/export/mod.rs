@@ -28,7 +28,9 @@ mod watch;
 pub use export::Export;
 #[cfg(not(any(loom, shuttle)))]
 pub use offers::Offers;
-pub use via::{ExportRequest, PassedOver, Via, WhyNot};
+#[cfg(feature = "gbm")]
+pub use via::Image;
+pub use via::{ExportRequest, Layout, PassedOver, Plane, Via, WhyNot};
 #[cfg(any(loom, shuttle))]
 pub use watch::{ExportTable, Kept};
 

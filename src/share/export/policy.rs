@@ -12,6 +12,8 @@
 use std::sync::Arc;
 
 use super::via::{Via, WhyNot};
+#[cfg(feature = "gbm")]
+use crate::backend::drm::Gbm;
 use crate::backend::drm::{Vgem, VirtioGpu};
 use crate::backend::exporter::Exporter;
 use crate::backend::{SystemHeap, Udmabuf};
@@ -38,5 +40,8 @@ pub(super) fn open(via: &Via) -> Result<Arc<dyn Exporter>, WhyNot> {
         Via::DmaHeap => Arc::new(SystemHeap::open()?),
         Via::Vgem => Arc::new(Vgem::open()?),
         Via::VirtioGpu => Arc::new(VirtioGpu::open()?),
+        #[cfg(feature = "gbm")]
+        Via::Gbm(image) => Arc::new(Gbm::open(image)?),
+        Via::Imported => return Err(WhyNot::NotHere { what: "the buffer was not imported".into() }),
     })
 }

@@ -22,9 +22,12 @@ pub enum Via {
     /// The GPU of a virtual machine: a blob in the guest's memory where the host has those, else a dumb buffer. The only one that
     /// a virtio-gpu imports.
     VirtioGpu,
-    /// libgbm, for buffers that are images.
+    /// libgbm, for buffers that are images: the buffer's bytes are those of the image, from the first on, and the image must not be the smaller
+    /// of the two. [`Export::layout`](crate::Export::layout) says where what lies.
     #[cfg(feature = "gbm")]
     Gbm(Image),
+    /// The dma-buf that the buffer was imported from. An imported buffer goes out as that, and in no other way.
+    Imported,
 }
 
 /// An image, as libgbm makes one.
@@ -39,6 +42,32 @@ pub struct Image {
     pub format: [u8; 4],
     /// Which layouts will do, as `drm_fourcc.h` numbers them; 0 is line after line, and none leaves it to the driver.
     pub modifiers: Vec<u64>,
+    /// Whose node it is to be from, by the name that the driver gives itself; `None` for the first that has such images.
+    pub driver: Option<String>,
+}
+
+/// How an image lies in a dma-buf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// In pixels.
+    pub width: u32,
+    /// In lines.
+    pub height: u32,
+    /// The pixel format's four letters.
+    pub format: [u8; 4],
+    /// The driver's choice among the layouts that would do, as `drm_fourcc.h` numbers them.
+    pub modifier: u64,
+    /// One for each plane of the format.
+    pub planes: Vec<Plane>,
+}
+
+/// A plane of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plane {
+    /// Where it begins.
+    pub offset_bytes: u32,
+    /// From one line to the next.
+    pub stride_bytes: u32,
 }
 
 impl Via {
@@ -58,6 +87,7 @@ impl fmt::Display for Via {
             Via::VirtioGpu => "virtio-gpu",
             #[cfg(feature = "gbm")]
             Via::Gbm(_) => "gbm",
+            Via::Imported => "its import",
         })
     }
 }

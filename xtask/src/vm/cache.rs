@@ -2,12 +2,15 @@
 //!
 //! `$DEVPAGEMAP_CACHE`, else `$XDG_CACHE_HOME/devpagemap`, else `~/.cache/devpagemap`. An entry's name holds everything that its
 //! content depends on, so an entry is never changed. It is made under another name and renamed when it is whole: one
-//! that was interrupted, or that two make at a time, is never taken for a whole one.
+//! that was interrupted is never taken for a whole one. Who makes an entry holds a lock on a file beside it, which goes with
+//! its process; a second one waits for it and finds the entry made.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+/// Ends the names of the files with locks.
+const LOCK: &str = ".lock";
 /// Entries in the making have this in their names, followed by the number of the process that makes them.
 const UNFINISHED: &str = ".unfinished-";
 
@@ -59,15 +62,31 @@ impl Cache {
         if let Some(path) = self.get(name) {
             return Ok(path);
         }
+        let _lock = self.lock(name)?;
+        // Somebody else may have made it meanwhile.
+        if let Some(path) = self.get(name) {
+            return Ok(path);
+        }
         let unfinished = self.scratch(name)?;
         make(&unfinished.path)?;
         let whole = self.dir.join(name);
-        match fs::rename(&unfinished.path, &whole) {
-            Ok(()) => Ok(whole),
-            // Somebody else has made it meanwhile.
-            Err(_) if whole.exists() => Ok(whole),
-            Err(error) => Err(format!("{} cannot be put in its place: {error}", whole.display()).into()),
+        let renamed = fs::rename(&unfinished.path, &whole);
+        renamed.map_err(|error| format!("{} cannot be put in its place: {error}", whole.display()))?;
+        Ok(whole)
+    }
+
+    /// Waits for the right to make an entry.
+    fn lock(&self, name: &str) -> Result<File, String> {
+        let path = self.dir.join(format!("{name}{LOCK}"));
+        let failed = |error| format!("{} cannot be locked: {error}", path.display());
+        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+            Err(TryLockError::WouldBlock) => println!("somebody else makes {name}: waiting for it"),
         }
+        file.lock().map_err(failed)?;
+        Ok(file)
     }
 
     /// An empty folder of this process's own, gone when the result is dropped.
@@ -85,8 +104,7 @@ impl Cache {
     pub fn entries(&self, beginning: &str) -> Vec<String> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let mut names: Vec<_> =
-            names.filter(|name| name.starts_with(beginning) && !name.contains(UNFINISHED)).collect();
+        let mut names: Vec<_> = names.filter(|name| name.starts_with(beginning) && is_whole(name)).collect();
         names.sort_by_key(|name| numbers(name));
         names
     }
@@ -102,6 +120,10 @@ impl Cache {
             }
         }
     }
+}
+
+fn is_whole(name: &str) -> bool {
+    !name.contains(UNFINISHED) && !name.ends_with(LOCK)
 }
 
 /// A folder that goes away with this.
@@ -174,7 +196,8 @@ mod tests {
             Err::<(), String>("no network".into())
         });
         assert_eq!(failed.unwrap_err(), "no network");
-        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
+        assert_eq!(cache.entries("kernel"), Vec::<String>::new());
+        assert_eq!(cache.get("kernel-1"), None);
     }
 
     #[test]
@@ -185,6 +208,27 @@ mod tests {
         let cache = Cache::at(folder.0.clone()).unwrap();
         assert_eq!(cache.entries("kernel"), Vec::<String>::new());
         assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn two_who_want_an_entry_make_it_once() {
+        let folder = Folder::new("two");
+        let cache = Cache::at(folder.0.clone()).unwrap();
+        let made = std::sync::atomic::AtomicU32::new(0);
+        let both = std::sync::Barrier::new(2);
+        let make = |dir: &Path| {
+            made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            fs::write(dir.join("image"), "1").map_err(|error| error.to_string())
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    both.wait();
+                    cache.get_or_make("kernel-1", make).unwrap();
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod serial;
 mod stock_kernel;
 
 use crate::report::{Outcome, Step, seconds};
-use crate::setup::{features, image_libraries, say_loudly};
+use crate::setup::{image_libraries, say_loudly};
 use crate::tally::Tally;
 use cache::Cache;
 use guest::{Accelerator, Guest};
@@ -240,8 +240,7 @@ impl Kernel {
 
     /// The folder of the host with libraries for images. They are 200 MB, so only one kernel has what it takes to see them.
     fn shared(&self) -> Option<PathBuf> {
-        let is_tested = self.name == "stock" && !features().is_empty();
-        if is_tested { image_libraries().ok() } else { None }
+        if self.name == "stock" { image_libraries().ok() } else { None }
     }
 
     fn required(&self) -> String {

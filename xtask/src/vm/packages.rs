@@ -5,7 +5,7 @@ use crate::process;
 use crate::setup::{image_libraries, is_root, runs, say_loudly};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Programs that guests need, with the package that brings each.
 const FOR_GUESTS: [(&str, &str); 6] = [
@@ -30,13 +30,17 @@ const FOR_BUILDING: [(&str, &str); 8] = [
 /// Folders in which programs are, also where they are not in `PATH`.
 const FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Installs what guests need and is missing.
+/// Installs what guests need and is missing; tried once.
 ///
 /// # Errors
 /// What is missing and cannot be installed, and why.
 pub fn for_guests() -> Result<(), String> {
-    install_missing(&FOR_GUESTS, &[])?;
-    is_static(&program("busybox").ok_or("there is no busybox")?)
+    static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
+    let try_it = || {
+        install_missing(&FOR_GUESTS, &[])?;
+        is_static(&program("busybox").ok_or("there is no busybox")?)
+    };
+    TRIED.get_or_init(try_it).clone()
 }
 
 /// Installs what buffers that are images need and is missing.
@@ -51,13 +55,14 @@ pub fn for_images() -> Result<(), String> {
     image_libraries().map(drop)
 }
 
-/// Installs what building a kernel needs and is missing.
+/// Installs what building a kernel needs and is missing; tried once.
 ///
 /// # Errors
 /// What is missing and cannot be installed, and why.
 pub fn for_building() -> Result<(), String> {
+    static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
     let headers = [("/usr/include/libelf.h", "libelf-dev")];
-    install_missing(&FOR_BUILDING, &headers)
+    TRIED.get_or_init(|| install_missing(&FOR_BUILDING, &headers)).clone()
 }
 
 /// Where a program is.
