@@ -4,7 +4,6 @@ use std::ffi::CString;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, seek};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
@@ -115,13 +114,6 @@ impl DmaBuf {
             Error::of_descriptor("read what the kernel tells of a dma-buf", errno)
         })?;
         Ok(DmaBufInfo::parse(&text))
-    }
-
-    /// Whether no reader or writer has to wait for anything: all fences of its bytes have signalled.
-    pub(crate) fn is_idle(&self) -> bool {
-        let mut asked = [PollFd::new(self, PollFlags::OUT)];
-        let answered = poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        answered.is_ok() && asked[0].revents().contains(PollFlags::OUT)
     }
 
     /// Whether the kernel lets fences into it and out of it as descriptors: since Linux 6.0.

@@ -126,6 +126,19 @@ impl Across {
         self.crossing.listen(file, &fences, ours).map(Some)
     }
 
+    /// Whether others do something to the bytes now; when in doubt, yes.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn is_used(&self) -> bool {
+        let ours = self.ours_for(Access::Write);
+        match self.theirs.export(Access::Write) {
+            Ok(None) => false,
+            Ok(Some(file)) => {
+                file.fences().map_or(true, |fences| !are_only_ours(&fences, &ours, self.crossing.now()))
+            }
+            Err(_) => true,
+        }
+    }
+
     /// Our fences that an access has to wait for.
     fn ours_for(&self, access: Access) -> Vec<Arc<Told>> {
         let now = self.crossing.now();

@@ -309,8 +309,10 @@ fn when_nobody_has_it_any_more_the_buffer_moves_again() {
         assert_eq!(device.release_exports(), 0, "{via}: a copy of the descriptor is enough");
         drop(second);
         wait_until("it is let go of", || device.stats().exported_bytes == 0);
-        fill(&device, &buffer, 3);
-        assert_eq!(buffer.region(), Some(RegionKind::Vram), "{via}");
+        wait_until("jobs have it in VRAM again", || {
+            fill(&device, &buffer, 3);
+            buffer.region() == Some(RegionKind::Vram)
+        });
         assert!(read_all(&buffer) == bytes_of(3), "{via}");
         wait_until("the dma-buf is gone", || !is_listed("let-go"));
         assert_eq!(device.stats().export_pages_bytes, 0, "{via}");

@@ -3,11 +3,9 @@
 //! libgbm loads a driver of Mesa's for a node and asks that for an image. What it needs the image for is over when there is a dma-buf: that
 //! keeps the pages, so neither library nor node stay open.
 
-use std::os::fd::AsFd;
-
 use drm::buffer::{DrmFourcc, DrmModifier};
-use gbm::{BufferObject, BufferObjectFlags, Device};
-use rustix::fs::fstat;
+use drm::control::{Device as _, from_u32};
+use gbm::{BufferObject, BufferObjectFlags, BufferObjectHandle, Device};
 use rustix::io::Errno;
 
 use super::node::{DrmNode, of_io};
@@ -42,7 +40,7 @@ impl Gbm {
     }
 
     /// An image of the first node that has one.
-    fn image(&self) -> Result<BufferObject<()>> {
+    fn image(&self) -> Result<Drawn> {
         let mut refused = Error::NoNode { driver: "libgbm knows", kind: "primary or render" };
         for found in DrmNode::all()? {
             if let (Some(wanted), Ok(driver)) = (&self.image.driver, &found.driver)
@@ -62,7 +60,7 @@ impl Gbm {
         Err(refused)
     }
 
-    fn image_of(&self, node: DrmNode) -> Result<BufferObject<()>> {
+    fn image_of(&self, node: DrmNode) -> Result<Drawn> {
         let (width, height) = (self.image.width, self.image.height);
         let device = Device::new(node).map_err(|error| of_io("have libgbm open a node", 0, &error))?;
         let mut refused = Error::Io { action: "make an image", bytes: 0, errno: Errno::INVAL.raw_os_error() };
@@ -75,7 +73,7 @@ impl Gbm {
                 }
             };
             match made {
-                Ok(image) => return Ok(image),
+                Ok(image) => return Ok(Drawn { image, device }),
                 Err(error) => refused = of_io("make an image", 0, &error),
             }
         }
@@ -90,36 +88,47 @@ impl Exporter for Gbm {
     }
 
     fn make(&self, _wanted: Wanted, _source: Source<'_>) -> Result<Made> {
-        let image = self.image()?;
-        let layout = layout_of(&image)?;
-        let fd = image.fd().map_err(|_| last_error("export an image"))?;
-        Ok(Made { layout: Some(layout), ..Made::of(DmaBuf::new(fd)?) })
+        let drawn = self.image()?;
+        let layout = drawn.layout()?;
+        Ok(Made { layout: Some(layout), ..Made::of(drawn.export()?) })
     }
 }
 
-/// # Errors
-/// [`Error::Unsupported`] for an image whose planes are in several dma-bufs.
-fn layout_of(image: &BufferObject<()>) -> Result<Layout> {
-    let mut planes = Vec::new();
-    let mut first = None;
-    for plane in 0..image.plane_count() as i32 {
-        let fd = image.fd_for_plane(plane).map_err(|_| last_error("export a plane of an image"))?;
-        let inode = fstat(fd.as_fd()).map_err(|errno| Error::of_descriptor("look at a plane", errno))?.st_ino;
-        if *first.get_or_insert(inode) != inode {
-            return Err(Error::Unsupported { what: "the planes of the image are in several dma-bufs" });
+/// An image, and the library's view of the node, which goes after it.
+struct Drawn {
+    image: BufferObject<()>,
+    device: Device<DrmNode>,
+}
+
+impl Drawn {
+    /// libgbm exports for reading only, and what the first export says holds for all: so the node is asked.
+    fn export(&self) -> Result<DmaBuf> {
+        let handle = from_u32(number(self.image.handle())).expect("the kernel gives out no handle 0");
+        let fd = self.device.buffer_to_prime_fd(handle, drm::CLOEXEC | drm::RDWR);
+        DmaBuf::new(fd.map_err(|error| of_io("export an image as a dma-buf", 0, &error))?)
+    }
+
+    /// # Errors
+    /// [`Error::Unsupported`] for an image whose planes are several buffers.
+    fn layout(&self) -> Result<Layout> {
+        let image = &self.image;
+        let planes = 0..image.plane_count() as i32;
+        if planes.clone().any(|plane| number(image.handle_for_plane(plane)) != number(image.handle())) {
+            return Err(Error::Unsupported { what: "the planes of the image are several buffers" });
         }
-        planes.push(Plane { offset_bytes: image.offset(plane), stride_bytes: image.stride_for_plane(plane) });
+        let plane = |at| Plane { offset_bytes: image.offset(at), stride_bytes: image.stride_for_plane(at) };
+        Ok(Layout {
+            width: image.width(),
+            height: image.height(),
+            format: (image.format() as u32).to_le_bytes(),
+            modifier: image.modifier().into(),
+            planes: planes.map(plane).collect(),
+        })
     }
-    Ok(Layout {
-        width: image.width(),
-        height: image.height(),
-        format: (image.format() as u32).to_le_bytes(),
-        modifier: image.modifier().into(),
-        planes,
-    })
 }
 
-/// libgbm says only that it could not.
-fn last_error(action: &'static str) -> Error {
-    of_io(action, 0, &std::io::Error::last_os_error())
+fn number(handle: BufferObjectHandle) -> u32 {
+    // SAFETY: all of the union's members are plain numbers and addresses, of which a driver on DRM sets the 32-bit number; every bit
+    // pattern is one.
+    unsafe { handle.u32_ }
 }

@@ -1,9 +1,9 @@
 //! One way, tried: the dma-buf is made, and the buffer comes to its pages.
 //!
 //! ```text
-//!   in place     reservation { pages found ─► dma-buf of them ─► │ move queued ─► held ─► fences cross ─► table }
-//!   elsewhere    dma-buf, mapped ─► reservation {                 │ move queued ─► held ─► fences cross ─► table }
-//!                      what fails up to here is undone            │
+//!   in place     reservation { pages found ─► dma-buf of them ─► fences cross ─► │ move queued ─► held ─► table }
+//!   elsewhere    dma-buf, mapped ─► reservation { fences cross ─►                │ move queued ─► held ─► table }
+//!                      what fails up to here is undone                           │
 //! ```
 //!
 //! Descriptors are made before the buffer moves, so a full table of them changes nothing.
@@ -19,7 +19,7 @@ use super::exports::Exported;
 use super::via::{ExportRequest, Layout, Via, WhyNot};
 use crate::backend::exporter::{Exporter, Made, Source, Wanted};
 use crate::backend::{DmaBuf, OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
-use crate::bo::{Buffer, Transaction};
+use crate::bo::{Buffer, Found, Placement, Transaction};
 use crate::error::{Error, Result};
 use crate::region::{Resource, push_run};
 use crate::share::Attachment;
@@ -81,6 +81,12 @@ impl Ready {
         let copy = dma_buf.try_clone()?;
         Ok(Ready { dma_buf, layout, own_references, copy })
     }
+}
+
+/// One of which the kernel hears the buffer's fences.
+struct Crossed {
+    ready: Ready,
+    across: Arc<Across>,
 }
 
 /// A way that is tried for a buffer.
@@ -182,7 +188,8 @@ impl Transaction<'_, '_, '_> {
             layout: known.layout,
             own_references: known.own_references,
         };
-        self.publish(slot, attempt, ready, known.via).map(|there| Some(Ok(there)))
+        let crossed = self.let_cross(slot, ready)?;
+        self.publish(slot, attempt, crossed, known.via).map(|there| Some(Ok(there)))
     }
 
     fn export_in_place(
@@ -201,10 +208,20 @@ impl Transaction<'_, '_, '_> {
         for span in self.spans_with(slot, found.as_ref()) {
             push_run(&mut runs, span.start_bytes..span.end_bytes());
         }
-        match self.make_in_place(attempt, exporter, &runs) {
-            Ok(ready) => {
+        let made = self.make_in_place(attempt, exporter, &runs).and_then(|ready| {
+            let crossed = self.let_cross(slot, ready)?;
+            match &found {
+                Some(Found::Memory(..)) => {
+                    self.undo_on_error(slot, |transaction| transaction.announce_move(slot))?
+                }
+                Some(Found::SamePages(_)) | None => {}
+            }
+            Ok(crossed)
+        });
+        match made {
+            Ok(crossed) => {
                 self.settle(slot, found);
-                self.publish(slot, attempt, ready, attempt.via.clone()).map(Ok)
+                self.publish(slot, attempt, crossed, attempt.via.clone()).map(Ok)
             }
             Err(failed) => {
                 self.give_back(slot, found);
@@ -214,6 +231,21 @@ impl Transaction<'_, '_, '_> {
                 }
             }
         }
+    }
+
+    /// From now on the kernel hears of the buffer's fences, and the buffer of the kernel's.
+    ///
+    /// # Errors
+    /// What the kernel says. Nothing has changed then.
+    fn let_cross(&mut self, slot: Slot, ready: Ready) -> Result<Crossed> {
+        let across = Across::new(ready.dma_buf.clone(), self.manager);
+        self.cross_over(slot, &across)?;
+        Ok(Crossed { ready, across })
+    }
+
+    /// Runs `body`; when that fails, the kernel hears of the buffer no more.
+    fn undo_on_error<O>(&mut self, slot: Slot, body: impl FnOnce(&mut Self) -> Result<O>) -> Result<O> {
+        body(self).inspect_err(|_| self.exec.set_mut().state_mut(slot).across = None)
     }
 
     fn make_in_place(
@@ -244,24 +276,25 @@ impl Transaction<'_, '_, '_> {
         }
         let probe = Attachment::new(attempt.buffer, attempt.outsiders);
         self.check_may_be_held_in_system(slot, &probe.attached)?;
-        self.bring_outside(slot, pages)?;
-        let ready = ready.take().expect("nothing restarts once the buffer has moved");
-        self.publish(slot, attempt, ready, attempt.via.clone()).map(Ok)
+        let ready = ready.take().expect("nothing of this restarts");
+        let crossed = self.let_cross(slot, ready)?;
+        self.undo_on_error(slot, |transaction| transaction.bring_outside(slot, pages))?;
+        self.publish(slot, attempt, crossed, attempt.via.clone()).map(Ok)
     }
 
     /// The buffer is in the dma-buf's pages, or on its way: it stays there, and others may have it.
-    fn publish(&mut self, slot: Slot, attempt: &Attempt<'_>, ready: Ready, via: Via) -> Result<Given> {
+    fn publish(&mut self, slot: Slot, attempt: &Attempt<'_>, crossed: Crossed, via: Via) -> Result<Given> {
+        let Crossed { ready, across } = crossed;
         let Ready { dma_buf, layout, own_references, copy } = ready;
         let attachment = Attachment::new(attempt.buffer, attempt.outsiders);
-        self.enter_peer(slot, &attachment.attached)?;
-        self.cross_over(slot, &Across::new(dma_buf.clone(), self.manager))?;
+        self.undo_on_error(slot, |transaction| transaction.enter_peer(slot, &attachment.attached))?;
         let (writable, weak) = (dma_buf.is_writable(), Arc::downgrade(&dma_buf));
         let known =
             Known { via: via.clone(), writable, layout: layout.clone(), own_references, dma_buf: weak };
         self.exec.set_mut().state_mut(slot).exported = Some(known);
         attempt.buffer.0.exports.fetch_add(1, Ordering::AcqRel);
         self.manager.known_dma_bufs.enter_export(dma_buf.inode(), attempt.buffer);
-        let exported = Exported { dma_buf, own_references, attachment };
+        let exported = Exported { dma_buf, own_references, across, attachment };
         self.manager.exports.table.keep(attempt.buffer.id(), exported);
         Ok(Given { dma_buf: copy, via, layout })
     }
@@ -280,6 +313,14 @@ impl Transaction<'_, '_, '_> {
             return Ok(Err(WhyNot::ExportedAs { via: Via::Imported, read_only: !dma_buf.is_writable() }));
         }
         Ok(Ok(Given { dma_buf: dma_buf.try_clone()?, via: Via::Imported, layout: None }))
+    }
+
+    /// Back to the arena, if nobody keeps it where it is. Jobs that want it elsewhere bring it there.
+    ///
+    /// # Errors
+    /// As [`Transaction::validate`].
+    pub(super) fn come_home(&mut self, slot: Slot) -> Result<()> {
+        self.validate(slot, &Placement::system())
     }
 
     /// Nobody outside has the buffer's dma-buf. Says whether the buffer is in the exporter's own pages: there it can be given out again.

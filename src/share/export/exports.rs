@@ -28,6 +28,7 @@ use crate::manager::Manager;
 use crate::pagemap::Profile;
 use crate::share::Attachment;
 use crate::share::importer::{Importer, Invalidated, Joined, Peer};
+use crate::sync_file::Across;
 
 /// How long after a change the thread looks again, and how long it waits at most.
 const SOON: Duration = Duration::from_millis(10);
@@ -40,15 +41,18 @@ pub(crate) struct Exported {
     pub(super) dma_buf: Arc<DmaBuf>,
     /// How many references to it are our own.
     pub(super) own_references: u64,
+    /// Knows what work others have queued on it.
+    pub(super) across: Arc<Across>,
     /// Stands for everybody outside: it keeps the buffer, and keeps it where it is.
     pub(super) attachment: Attachment,
 }
 
 impl Kept for Exported {
     fn is_used_outside(&self) -> bool {
-        // What cannot be found out is taken for used. Work of others that is still outstanding ends by itself.
+        // What cannot be found out is taken for used. The references first: while a fence is outstanding, whoever asks for the fences, as
+        // we do, has one more until it signals. Work of ours that is outstanding keeps the pages as it does anyway.
         let references = self.dma_buf.info().map_or(0, |info| info.references);
-        references == 0 || references > self.own_references || !self.dma_buf.is_idle()
+        references == 0 || references > self.own_references || self.across.is_used()
     }
 
     fn len_bytes(&self) -> u64 {
@@ -311,8 +315,8 @@ impl Manager {
         };
         for buffer in due.iter().filter_map(|(buffer, _)| buffer.upgrade()) {
             let home = buffer.transact(|transaction, slot| match self.exports.table.keeps(buffer.id()) {
-                true => Ok(true),
-                false => transaction.leave_outside(slot),
+                true => Ok(()),
+                false => transaction.come_home(slot),
             });
             if let Err(error) = home {
                 tracing::debug!(buffer = buffer.id(), %error, "a stray stays in the pages it was exported in");
