@@ -16,7 +16,9 @@ use devpagemap_fence::{FenceSet, Slot};
 use super::validate::{FENCES_PER_BUFFER, Transaction};
 use crate::backend::OutsidePages;
 use crate::error::{Error, Result};
-use crate::region::{RegionKind, Resource};
+#[cfg(not(any(loom, shuttle)))]
+use crate::region::RegionKind;
+use crate::region::Resource;
 
 impl Transaction<'_, '_, '_> {
     /// Brings a locked buffer into the first bytes of `pages`. Queues the copy and does not wait for it.
@@ -51,6 +53,7 @@ impl Transaction<'_, '_, '_> {
     ///
     /// # Errors
     /// [`Error::FenceFailed`] for a buffer that is lost, [`Error::Exhausted`] without system memory, [`Error::FenceSlots`].
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn leave_outside(&mut self, slot: Slot) -> Result<bool> {
         if !self.resource(slot).is_some_and(Resource::is_outside) {
             return Ok(true);
