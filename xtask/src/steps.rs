@@ -19,7 +19,7 @@ pub enum Extent {
 }
 
 /// How long stress tests run in a full run.
-const STRESS_SECONDS: &str = "60";
+const STRESS_SECONDS: &str = "30";
 /// The examples, which must run and not only build.
 const EXAMPLES: [&str; 2] = ["over_commit", "driver"];
 
