@@ -3,9 +3,11 @@
 //! libgbm loads a driver of Mesa's for a node and asks that for an image. What it needs the image for is over when there is a dma-buf: that
 //! keeps the pages, so neither library nor node stay open.
 
-use std::os::fd::AsFd;
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, OwnedFd};
 
 use drm::buffer::{DrmFourcc, DrmModifier};
+use drm::control::Device as _;
 use gbm::{BufferObject, BufferObjectFlags, Device};
 use rustix::fs::fstat;
 use rustix::io::Errno;
@@ -41,8 +43,8 @@ impl Gbm {
         Ok(Gbm { image: image.clone(), format })
     }
 
-    /// An image of the first node that has one.
-    fn image(&self) -> Result<BufferObject<()>> {
+    /// An image of the first node that has one, and its dma-buf.
+    fn image(&self) -> Result<(BufferObject<()>, OwnedFd)> {
         let mut refused = Error::NoNode { driver: "libgbm knows", kind: "primary or render" };
         for found in DrmNode::all()? {
             if let (Some(wanted), Ok(driver)) = (&self.image.driver, &found.driver)
@@ -62,7 +64,7 @@ impl Gbm {
         Err(refused)
     }
 
-    fn image_of(&self, node: DrmNode) -> Result<BufferObject<()>> {
+    fn image_of(&self, node: DrmNode) -> Result<(BufferObject<()>, OwnedFd)> {
         let (width, height) = (self.image.width, self.image.height);
         let device = Device::new(node).map_err(|error| of_io("have libgbm open a node", 0, &error))?;
         let mut refused = Error::Io { action: "make an image", bytes: 0, errno: Errno::INVAL.raw_os_error() };
@@ -75,7 +77,10 @@ impl Gbm {
                 }
             };
             match made {
-                Ok(image) => return Ok(image),
+                Ok(image) => {
+                    let fd = writable(&device, &image)?;
+                    return Ok((image, fd));
+                }
                 Err(error) => refused = of_io("make an image", 0, &error),
             }
         }
@@ -90,11 +95,20 @@ impl Exporter for Gbm {
     }
 
     fn make(&self, _wanted: Wanted, _source: Source<'_>) -> Result<Made> {
-        let image = self.image()?;
+        let (image, fd) = self.image()?;
         let layout = layout_of(&image)?;
-        let fd = image.fd().map_err(|_| last_error("export an image"))?;
         Ok(Made { layout: Some(layout), ..Made::of(DmaBuf::new(fd)?) })
     }
+}
+
+/// The image's dma-buf, which may be written. Who exports first decides that for all, and Mesa's software driver would not.
+fn writable(device: &Device<DrmNode>, image: &BufferObject<()>) -> Result<OwnedFd> {
+    // SAFETY: all members of the union are plain numbers of at most its size, so each has some value; for a node of DRM's, which
+    // `device` is, libgbm fills in the one of 32 bits.
+    let handle = NonZeroU32::new(unsafe { image.handle().u32_ });
+    let handle = handle.ok_or(Error::Unsupported { what: "libgbm gives the image no handle" })?;
+    let fd = device.buffer_to_prime_fd(handle.into(), drm::CLOEXEC | drm::RDWR);
+    fd.map_err(|error| of_io("export an image", 0, &error))
 }
 
 /// # Errors
