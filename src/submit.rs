@@ -107,8 +107,8 @@ impl<D: Driver> Submission<D> {
         if let Some((stranger, _)) = uses.iter().find(|(buffer, _)| !Arc::ptr_eq(&buffer.manager, &manager)) {
             return Err(Error::ForeignBuffer { buffer: stranger.id() });
         }
-        let writes = uses.iter().filter(|(_, access)| *access == Access::Write);
-        writes.map(|(buffer, _)| buffer.check_writable()).collect::<Result<()>>()?;
+        let mut writes = uses.iter().filter(|(_, access)| *access == Access::Write);
+        writes.try_for_each(|(buffer, _)| buffer.check_writable())?;
         check_fits_together(&manager, &uses)?;
         let buffers: Vec<_> = uses.iter().map(|(buffer, _)| buffer.clone()).collect();
         let mut queue = Some(queue);

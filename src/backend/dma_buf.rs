@@ -195,7 +195,7 @@ impl From<DmaBuf> for OwnedFd {
 fn look_at(fd: BorrowedFd<'_>) -> Result<(u64, bool, u64)> {
     let io = |errno| Error::of_descriptor("look at a descriptor", errno);
     let (file_system, status) = (fstatfs(fd).map_err(io)?, fstat(fd).map_err(io)?);
-    if file_system.f_type as i64 != MAGIC {
+    if file_system.f_type != MAGIC {
         return Err(Error::NotADmaBuf {
             fd: fd.as_raw_fd(),
             is: what_it_is(FileType::from_raw_mode(status.st_mode)),

@@ -177,12 +177,8 @@ impl<'t, 'h, 'o> Transaction<'t, 'h, 'o> {
 
     fn is_at(&self, slot: Slot, place: &Place) -> bool {
         let Some(resource) = self.resource(slot) else { return false };
-        if resource.is_outside() {
-            return match place.region {
-                RegionKind::Vram => false,
-                RegionKind::Gtt => true,
-                RegionKind::System => self.stays_outside(slot),
-            };
+        if place.region != RegionKind::Vram && resource.is_outside() {
+            return true;
         }
         if resource.region != place.region {
             return false;

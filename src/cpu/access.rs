@@ -142,7 +142,7 @@ impl Buffer {
                     NotYet::Busy(outstanding)
                 }
             };
-            drop(bracket.take());
+            bracket = None;
             match not_yet {
                 NotYet::Unannounced(missing) => bracket = Some(missing.begin(usage)?),
                 // Nobody else hears how that ended.

@@ -57,6 +57,11 @@ impl Missing {
     }
 }
 
+impl Bracket {
+    /// The CPU has used the bytes.
+    pub(super) fn end(self) {}
+}
+
 /// What has to be begun before the CPU uses the buffer's bytes where they are; `None` if nothing, or `have` does.
 pub(super) fn missing(state: &BoState, have: Option<&Bracket>) -> Option<Missing> {
     #[cfg(any(loom, shuttle))]

@@ -301,12 +301,11 @@ impl CpuMap {
     /// Tells the kernel, if these are a dma-buf's bytes, that the CPU uses them from now on.
     fn announce(&self) -> Result<()> {
         let missing = bracket::missing(&self.buffer.0.reservation.lock(&mut Held::enter()), None);
-        let before = self.bracket.lock().take();
-        drop(before);
-        if let Some(missing) = missing {
-            let begun = missing.begin(if self.writable { Usage::Read } else { Usage::Write })?;
-            let another = self.bracket.lock().replace(begun);
-            drop(another);
+        let usage = if self.writable { Usage::Read } else { Usage::Write };
+        let begun = missing.map(|missing| missing.begin(usage)).transpose()?;
+        let before = std::mem::replace(&mut *self.bracket.lock(), begun);
+        if let Some(before) = before {
+            before.end();
         }
         Ok(())
     }

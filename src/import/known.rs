@@ -32,6 +32,7 @@ enum Known {
         buffer: WeakBuffer,
         id: u64,
         /// How often it is exported: once, but for the instant in which one export is let go of and the next is there.
+        #[cfg(not(any(loom, shuttle)))]
         exports: usize,
     },
     /// It is gone, and what it was used for is not over.
@@ -40,7 +41,12 @@ enum Known {
 
 impl Known {
     fn here(buffer: &Buffer) -> Known {
-        Known::Here { buffer: WeakBuffer::of(&buffer.0), id: buffer.id(), exports: 0 }
+        Known::Here {
+            buffer: WeakBuffer::of(&buffer.0),
+            id: buffer.id(),
+            #[cfg(not(any(loom, shuttle)))]
+            exports: 0,
+        }
     }
 }
 
@@ -111,6 +117,7 @@ impl KnownDmaBufs {
     }
 
     /// Notes that the dma-buf `inode` is an export of `buffer`, which the export keeps alive until it [forgets](KnownDmaBufs::forget_export) it.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn enter_export(&self, inode: u64, buffer: &Buffer) {
         let mut table = self.0.lock();
         prune(&mut table);
@@ -121,6 +128,7 @@ impl KnownDmaBufs {
     }
 
     /// The export is over: nobody has the dma-buf any more.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn forget_export(&self, inode: u64) {
         let mut table = self.0.lock();
         if let Some(Known::Here { exports, .. }) = table.get_mut(&inode) {

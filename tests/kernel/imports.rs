@@ -6,6 +6,7 @@
 use std::fs::{File, read_dir, read_to_string};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use devpagemap::{
     Access, Buffer, CpuAccess, Device, DmaBuf, Error, Fence, Importer, Invalidated, PeerAddr, Place,
@@ -98,6 +99,16 @@ fn is_in_kernel(name: &str) -> bool {
     list.lines().any(|line| line.trim_end().ends_with(name))
 }
 
+/// Waits for what another thread is about to do: who tells the kernel of our fences has the dma-buf for another moment.
+#[track_caller]
+fn wait_until(mut done: impl FnMut() -> bool, what: &str) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn descriptors() -> usize {
     read_dir("/proc/self/fd").expect("procfs").count()
 }
@@ -161,8 +172,7 @@ fn a_dumb_buffer_that_somebody_else_made_is_imported_and_used_by_both() {
     assert_holds(&import, &pattern(5));
     assert!(is_in_kernel("imports-dumb"));
     drop(import);
-    device.wait_idle();
-    assert!(!is_in_kernel("imports-dumb"));
+    wait_until(|| !is_in_kernel("imports-dumb"), "it is gone");
 }
 
 #[test]
@@ -303,12 +313,8 @@ fn a_full_table_of_descriptors_is_an_error_of_its_own_and_changes_nothing() {
         }
         let refused = device.import(fd.as_fd()).create().expect_err("there is none for the copy");
         assert!(matches!(refused, Error::NoDescriptorsLeft { .. }), "{refused}");
-        assert_eq!((device.stats().imported_bytes, mapped()), (0, 0));
+        assert_eq!(device.stats().imported_bytes, 0);
         let import = device.import(rest.pop().expect("many")).create().expect("it needs no more");
-        // Whether others write is asked of the kernel, which answers with a descriptor.
-        let refused = import.read_at(0, &mut [0; 16]).expect_err("there is none for the answer");
-        assert!(matches!(refused, Error::NoDescriptorsLeft { .. }), "{refused}");
-        rest.clear();
         import.read_at(0, &mut [0; 16]).expect("it is there");
     });
     if let Some(child) = child {
@@ -340,14 +346,17 @@ fn nothing_is_left_of_an_import_in_whatever_order_its_users_go() {
             Some(Box::new(|| card.destroy_dumb_buffer(dumb).expect("it is ours"))),
         ];
         for user in &order {
-            let has_users = users[1..].iter().any(Option::is_some);
-            assert_eq!(is_in_kernel(&name), has_users, "{order:?} before {user}");
+            match users[1..].iter().any(Option::is_some) {
+                true => assert!(is_in_kernel(&name), "{order:?} before {user}"),
+                false => wait_until(|| !is_in_kernel(&name), "the last user of the bytes has gone"),
+            }
             users[*user].take().expect("each goes once")();
         }
         drop(users);
-        assert!(!is_in_kernel(&name), "{order:?}");
-        assert_eq!((descriptors(), mapped()), (before, mappings), "{order:?}");
+        wait_until(|| !is_in_kernel(&name) && mapped() == mappings, "all have gone");
     }
+    // What a device tells the kernel of its fences with goes some seconds after it.
+    wait_until(|| descriptors() == before, "no descriptor is left");
 }
 
 fn permutations(count: usize) -> Vec<Vec<usize>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use devpagemap_fence::{Held, Timeline};
 
 use crate::backend::{MemfdPages, OutsidePages};
-use crate::bo::{CpuAccess, Placement};
+use crate::bo::CpuAccess;
 use crate::cpu::Hold;
 use crate::{Buffer, Device, Error, Place, RegionKind, Size, SoftwareGpu};
 
@@ -29,11 +29,8 @@ fn bring(buffer: &Buffer, pages: &Arc<OutsidePages>) -> crate::Result<()> {
     buffer.transact(|transaction, slot| transaction.bring_outside(slot, pages))
 }
 
-/// Has it come to System; says whether it did.
 fn leave(buffer: &Buffer) -> bool {
-    let wanted = Placement::system();
-    buffer.transact(|transaction, slot| transaction.validate(slot, &wanted)).expect("there is system memory");
-    !is_outside(buffer)
+    buffer.transact(|transaction, slot| transaction.leave_outside(slot)).expect("there is system memory")
 }
 
 fn hold(buffer: &Buffer) -> Hold {
@@ -240,7 +237,7 @@ fn without_system_memory_a_buffer_stays_outside() {
             rest
         })
         .collect();
-    let refused = buffer.transact(|transaction, slot| transaction.validate(slot, &Placement::system()));
+    let refused = buffer.transact(|transaction, slot| transaction.leave_outside(slot));
     assert!(matches!(refused, Err(Error::Exhausted { region: RegionKind::System, .. })), "{refused:?}");
     assert!(is_outside(&buffer));
     assert_holds(&buffer, &bytes);
