@@ -4,14 +4,14 @@ use std::ffi::CString;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::fs::{FileType, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, seek};
+use rustix::fs::{FileType, FsWord, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, seek};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use crate::error::{Error, Result};
 use crate::uapi;
 
 /// `DMA_BUF_MAGIC`: the type of the file system that all dma-bufs are in.
-const MAGIC: i64 = 0x444d_4142;
+const MAGIC: FsWord = 0x444d_4142;
 
 /// A dma-buf that this process has a descriptor of: memory that the kernel lends to several devices and processes.
 #[derive(Debug)]

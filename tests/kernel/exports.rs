@@ -328,7 +328,7 @@ fn what_was_let_go_of_in_an_exporters_pages_is_exported_again_as_it_was_or_comes
         let device = device();
         let buffer = device.buffer(Size::bytes(BYTES)).prefer(Place::GTT).create().expect("a buffer");
         buffer.write_at(0, &bytes_of(1)).expect("there is room");
-        let before = inode(&buffer.export(via.clone()).expect("it can be had"));
+        let before = inode(buffer.export(via.clone()).expect("it can be had"));
         let_go(&device);
         let moves = device.stats().moves;
         let again = buffer.export(via.clone()).expect("it can be had");

@@ -20,7 +20,7 @@ use std::thread::{self, JoinHandle};
 
 use devpagemap_fence::Outside;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fs::fstatfs;
+use rustix::fs::{FsWord, fstatfs};
 use rustix::io::{Errno, write};
 
 use crate::uapi::userfaultfd::{Userfaultfd, Watched};
@@ -29,7 +29,7 @@ use crate::uapi::userfaultfd::{Userfaultfd, Watched};
 type Tell = dyn Fn(usize) + Send + Sync;
 
 /// `TMPFS_MAGIC`: the type of the file system that memfds are in.
-const MEMFD_MAGIC: i64 = 0x0102_1994;
+const MEMFD_MAGIC: FsWord = 0x0102_1994;
 
 /// Who is told of touches.
 pub(crate) struct Watcher {
@@ -102,7 +102,7 @@ impl Watcher {
     /// # Errors
     /// Why they will not be.
     pub(crate) fn prepare_for(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
-        match fstatfs(file)?.f_type as i64 {
+        match fstatfs(file)?.f_type {
             MEMFD_MAGIC => Ok(()),
             _ => self.parking().map(drop),
         }

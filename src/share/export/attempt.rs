@@ -19,7 +19,7 @@ use super::exports::Exported;
 use super::via::{ExportRequest, Layout, Via, WhyNot};
 use crate::backend::exporter::{Exporter, Made, Source, Wanted};
 use crate::backend::{DmaBuf, OutsideFile, OutsideMemory, OutsidePages, OutsideRole};
-use crate::bo::{Buffer, Found, Placement, Transaction};
+use crate::bo::{Buffer, Found, Transaction};
 use crate::error::{Error, Result};
 use crate::region::{Resource, push_run};
 use crate::share::Attachment;
@@ -313,14 +313,6 @@ impl Transaction<'_, '_, '_> {
             return Ok(Err(WhyNot::ExportedAs { via: Via::Imported, read_only: !dma_buf.is_writable() }));
         }
         Ok(Ok(Given { dma_buf: dma_buf.try_clone()?, via: Via::Imported, layout: None }))
-    }
-
-    /// Back to the arena, if nobody keeps it where it is. Jobs that want it elsewhere bring it there.
-    ///
-    /// # Errors
-    /// As [`Transaction::validate`].
-    pub(super) fn come_home(&mut self, slot: Slot) -> Result<()> {
-        self.validate(slot, &Placement::system())
     }
 
     /// Nobody outside has the buffer's dma-buf. Says whether the buffer is in the exporter's own pages: there it can be given out again.

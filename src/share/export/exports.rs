@@ -315,8 +315,8 @@ impl Manager {
         };
         for buffer in due.iter().filter_map(|(buffer, _)| buffer.upgrade()) {
             let home = buffer.transact(|transaction, slot| match self.exports.table.keeps(buffer.id()) {
-                true => Ok(()),
-                false => transaction.come_home(slot),
+                true => Ok(true),
+                false => transaction.leave_outside(slot),
             });
             if let Err(error) = home {
                 tracing::debug!(buffer = buffer.id(), %error, "a stray stays in the pages it was exported in");
