@@ -65,7 +65,9 @@ fn it_runs_with_every_amount_of_vram_between() {
         assert_decided_well(&with_vram(&path, mib, &["--data", "none"]), mib);
     }
     if std::env::var_os("DEVPAGEMAP_LONG").is_none_or(|value| value != "1") {
-        say_loudly("skipped: every byte at every seventh MiB of VRAM from 332 to 437 (set DEVPAGEMAP_LONG=1)");
+        say_loudly(
+            "skipped: every byte at every seventh MiB of VRAM from 332 to 437 (set DEVPAGEMAP_LONG=1)",
+        );
         return;
     }
     for mib in (332..=437).step_by(7) {
