@@ -207,7 +207,7 @@ fn batches_that_the_client_holds_back_run_once_it_lets_them() {
 
 #[test]
 fn a_result_file_is_opened_before_the_replay_and_replaced_after_it() {
-    let html = Scratch::new("page.html", vec![b'x'; 1 << 20]);
+    let html = Scratch::new("charts.html", vec![b'x'; 1 << 20]);
     let timeline = Scratch::new("timeline.json", b"old");
     let output = run(&[&SMALL[..], &["--html", html.path(), "--perfetto", timeline.path()]].concat());
     assert_eq!(output.status.code(), Some(0));

@@ -78,7 +78,7 @@ mod tests {
         assert!(ports.is_io() && !ports.is_memory());
         assert_eq!(Resource::parse("0x0 0x0 0x0").map(|none| none.len_bytes()), Some(0));
         assert_eq!(Resource::parse("0x1000 0x1fff 0x20040200").and_then(|unset| unset.start()), None);
-        for wrong in ["", "0x0 0x1", "0x10 0x0 0x200", "a b c d", "0x0 0xffffffffffffffff 0x200"] {
+        for wrong in ["", "0x0 0x1", "0x10 0x0 0x200", "x y z", "0x0 0xffffffffffffffff 0x200"] {
             assert_eq!(Resource::parse(wrong), None, "{wrong:?}");
         }
     }
