@@ -92,6 +92,7 @@ impl<D: Driver> Device<D> {
         }
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn manager(&self) -> &Arc<Manager> {
         &self.manager
     }

@@ -419,6 +419,7 @@ impl Error {
     }
 
     /// `what` cannot be used.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn not_usable(what: impl fmt::Display, why: impl Into<Arc<str>>) -> Error {
         Error::NotUsable { what: what.to_string().into(), why: why.into() }
     }

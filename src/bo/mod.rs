@@ -6,6 +6,8 @@ mod evict;
 mod exported;
 mod gtt;
 mod homes;
+#[cfg(not(any(loom, shuttle)))]
+mod in_arena;
 mod make_way;
 mod object;
 mod outside;

@@ -99,6 +99,7 @@ impl Crossing {
         }
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn source(&self) -> Result<&'static str> {
         self.kernel.source()
     }

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::fmt;
+#[cfg(not(any(loom, shuttle)))]
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -81,6 +82,7 @@ impl FakeKernel {
         FakeKernel::with(Nature::default())
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     /// Whose fences last so long.
     pub(super) fn like_vgem(expiry: Duration) -> Arc<FakeKernel> {
         FakeKernel::with(Nature::like_vgem(expiry))
@@ -92,6 +94,7 @@ impl FakeKernel {
         FakeKernel::with(Nature { kept: false, ..Nature::like_vgem(expiry) })
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn without_source() -> Arc<FakeKernel> {
         FakeKernel::with(Nature { has_source: false, ..Nature::default() })
     }
@@ -142,15 +145,18 @@ impl FakeKernel {
         self.changed.notify_all();
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     /// Has the call fail that comes after so many that succeed.
     pub(super) fn fail_after(&self, calls: u64) {
         self.state.lock().calls_left = Some(calls);
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn fail_no_more(&self) {
         self.state.lock().calls_left = None;
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     /// How many calls that may fail there were.
     pub(super) fn calls(&self) -> u64 {
         self.state.lock().calls
@@ -161,6 +167,7 @@ impl FakeKernel {
         self.state.lock().points.iter().filter(|point| point.info.ended.is_none()).count()
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     /// How many have signalled with an error.
     pub(super) fn failed(&self) -> usize {
         let state = self.state.lock();
@@ -250,6 +257,7 @@ impl FakeFence {
         self.kernel.state.lock().points[self.point].info.ended.is_some()
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn fail(&self, errno: i32) {
         self.kernel.end(self.point, Err(errno));
     }
@@ -274,6 +282,7 @@ pub(super) struct FakeFile {
 }
 
 impl SyncFile for FakeFile {
+    #[cfg(not(any(loom, shuttle)))]
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+#[cfg(not(any(loom, shuttle)))]
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ pub(crate) struct FenceInfo {
 /// Kernel fences in one descriptor, as many as there are. Which they are never changes.
 pub(crate) trait SyncFile: Any + fmt::Debug + Send + Sync {
     /// The descriptor; a made-up one has none.
+    #[cfg(not(any(loom, shuttle)))]
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// How far each of its fences is.
@@ -75,6 +77,7 @@ pub(crate) enum Ended {
     /// The kernel had signalled it already, when its time was up.
     Expired,
     /// The kernel did not take it.
+    #[cfg(not(any(loom, shuttle)))]
     Refused(Error),
 }
 

@@ -234,6 +234,7 @@ impl Crossing {
                 tracing::error!("a kernel fence expired before its work had ended");
                 self.count("fences: a kernel fence expired before its work had ended");
             }
+            #[cfg(not(any(loom, shuttle)))]
             Ended::Refused(error) => {
                 tracing::error!(%error, "the kernel did not take the signal of a fence");
                 self.count(&format!("fences: the kernel did not take a signal: {error}"));

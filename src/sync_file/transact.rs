@@ -92,6 +92,7 @@ impl Buffer {
 }
 
 impl Transaction<'_, '_, '_> {
+    #[cfg(not(any(loom, shuttle)))]
     /// From now on the buffer in `slot` and the dma-buf hear of each other's fences. What is outstanding on the buffer is told first, moves
     /// that were queued in this transaction included.
     ///
@@ -114,6 +115,7 @@ impl Transaction<'_, '_, '_> {
         Ok(())
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     /// Nobody outside has the dma-buf any more. What others still do to the bytes protects them as long as it takes.
     pub(crate) fn end_crossing(&mut self, slot: Slot) {
         if let Err(error) = self.hear(slot, Access::Write) {

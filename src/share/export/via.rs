@@ -164,6 +164,7 @@ pub enum WhyNot {
     Refused(Box<Error>),
 }
 
+#[cfg(not(any(loom, shuttle)))]
 impl WhyNot {
     /// From what went wrong when a device was opened.
     pub(crate) fn of(error: Error) -> WhyNot {
