@@ -63,7 +63,15 @@ impl Machine {
     /// What was found when somebody looked; looks if nobody has.
     fn found(&self) -> Found {
         let mut found = self.found.lock();
-        found.get_or_insert_with(|| find(self.wanted)).clone()
+        if let Some(found) = &*found {
+            return found.clone();
+        }
+        let now = find(self.wanted);
+        // A full table of descriptors says nothing of the machine.
+        if !matches!(now, Err(Error::NoDescriptorsLeft { .. })) {
+            *found = Some(now.clone());
+        }
+        now
     }
 }
 
@@ -91,15 +99,8 @@ fn find(wanted: FenceSource) -> Found {
 impl Kernel for Machine {
     /// Looks again if nothing was found before: modules come and go.
     fn source(&self) -> Result<&'static str> {
-        let mut found = self.found.lock();
-        if !matches!(*found, Some(Ok(_))) {
-            *found = Some(find(self.wanted));
-        }
-        match &*found {
-            Some(Ok(source)) => Ok(source.name()),
-            Some(Err(error)) => Err(error.clone()),
-            None => unreachable!("it was looked for"),
-        }
+        self.found.lock().take_if(|found| found.is_err());
+        self.found().map(|source| source.name())
     }
 
     fn make_fence(&self) -> Result<MadeFence> {

@@ -480,6 +480,8 @@ fn a_buffer_that_came_in_as_a_dma_buf_goes_out_as_that() {
 #[test]
 fn a_full_table_of_descriptors_is_its_own_error_and_changes_nothing() {
     const TEST: &str = "exports::a_full_table_of_descriptors_is_its_own_error_and_changes_nothing";
+    /// More than any export needs.
+    const MANY_DESCRIPTORS: u64 = 40;
     if !need(&ALL) {
         return;
     }
@@ -493,12 +495,16 @@ fn a_full_table_of_descriptors_is_its_own_error_and_changes_nothing() {
             loop {
                 match with_descriptors_left(refusals, || buffer.export(via.clone())) {
                     Ok(_export) => break,
-                    Err(Error::NoDescriptorsLeft { .. }) => refusals += 1,
+                    Err(error @ Error::NoDescriptorsLeft { .. }) => {
+                        refusals += 1;
+                        assert!(refusals < MANY_DESCRIPTORS, "{via}: {error}");
+                    }
                     Err(Error::NotExportable { reasons, .. }) => {
                         let why = &reasons[0].why;
                         let is_table = |error: &Error| matches!(error, Error::NoDescriptorsLeft { .. });
                         assert!(matches!(why, WhyNot::Refused(error) if is_table(error)), "{via}: {why}");
                         refusals += 1;
+                        assert!(refusals < MANY_DESCRIPTORS, "{via}: {why}");
                     }
                     Err(error) => panic!("{via}: {error}"),
                 }
