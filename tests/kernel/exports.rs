@@ -181,6 +181,7 @@ fn a_buffer_that_is_exported_is_not_exported_otherwise_at_the_same_time() {
     let refused = reasons(buffer.export(Via::Vgem.read_only()).expect_err("others may write it"));
     assert_eq!(refused, [PassedOver { via: Via::Vgem, why: as_it_is }]);
     drop(export);
+    let_go(&device);
     let other = buffer.export(Via::Udmabuf).expect("nobody has the other any more");
     assert_eq!(other.via(), &Via::Udmabuf);
 }
