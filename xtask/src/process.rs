@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,23 +68,34 @@ pub struct Captured {
 /// # Errors
 /// Why it could not be started or waited for.
 pub fn run_captured(command: &mut Command, limit: Duration) -> Result<Captured, String> {
-    run_watched(command, limit, false)
+    run_until(command, false, |took, _| took >= limit)
 }
 
-/// As [`run_captured`]; what it prints is passed on as it comes when `is_shown`.
+/// The same, and what it prints is passed on as it comes. It is also ended when it has printed nothing within `first_word`.
 ///
 /// # Errors
 /// Why it could not be started or waited for.
-pub fn run_watched(command: &mut Command, limit: Duration, is_shown: bool) -> Result<Captured, String> {
+pub fn run_watched(command: &mut Command, limit: Duration, first_word: Duration) -> Result<Captured, String> {
+    run_until(command, true, |took, has_spoken| took >= limit || !has_spoken && took >= first_word)
+}
+
+fn run_until(
+    command: &mut Command,
+    is_shown: bool,
+    time_is_up: impl Fn(Duration, bool) -> bool,
+) -> Result<Captured, String> {
     let begin = Instant::now();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| not_started(command, &error))?;
-    let stdout = collect(child.stdout.take().expect("the output is piped"), is_shown);
-    let stderr = collect(child.stderr.take().expect("the output is piped"), is_shown);
+    let has_spoken = Arc::new(AtomicBool::new(false));
+    let stdout = collect(child.stdout.take().expect("the output is piped"), is_shown, &has_spoken);
+    let stderr = collect(child.stderr.take().expect("the output is piped"), is_shown, &has_spoken);
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break Some(status),
-            Ok(None) if begin.elapsed() < limit => thread::sleep(LOOK_EVERY),
+            Ok(None) if !time_is_up(begin.elapsed(), has_spoken.load(Ordering::Relaxed)) => {
+                thread::sleep(LOOK_EVERY);
+            }
             Ok(None) => {
                 // It may have ended by itself just now.
                 let _ended_already = child.kill();
@@ -98,7 +111,12 @@ pub fn run_watched(command: &mut Command, limit: Duration, is_shown: bool) -> Re
     Ok(Captured { status, output: String::from_utf8_lossy(&output).into_owned(), took })
 }
 
-fn collect(mut stream: impl Read + Send + 'static, is_shown: bool) -> thread::JoinHandle<Vec<u8>> {
+fn collect(
+    mut stream: impl Read + Send + 'static,
+    is_shown: bool,
+    has_spoken: &Arc<AtomicBool>,
+) -> thread::JoinHandle<Vec<u8>> {
+    let has_spoken = has_spoken.clone();
     thread::spawn(move || {
         let (mut bytes, mut buffer) = (Vec::new(), [0; 8192]);
         loop {
@@ -107,6 +125,7 @@ fn collect(mut stream: impl Read + Send + 'static, is_shown: bool) -> thread::Jo
                 // What could be read until an error is worth having.
                 Ok(0) | Err(_) => break bytes,
                 Ok(len) => {
+                    has_spoken.store(true, Ordering::Relaxed);
                     if is_shown {
                         pass_on(&buffer[..len]);
                     }
@@ -152,6 +171,15 @@ mod tests {
     fn a_child_that_does_not_end_in_time_is_ended() {
         let run = run_captured(&mut shell("exec sleep 600"), Duration::from_millis(20)).unwrap();
         assert!(run.status.is_none());
+    }
+
+    #[test]
+    fn a_child_that_says_nothing_is_ended_before_its_time_is_up_and_one_that_speaks_is_not() {
+        let (limit, first_word) = (Duration::from_secs(600), Duration::from_millis(20));
+        assert!(run_watched(&mut shell("exec sleep 600"), limit, first_word).unwrap().status.is_none());
+        let patient = Duration::from_secs(600);
+        let spoke = run_watched(&mut shell("echo here; exec sleep 0.1"), limit, patient).unwrap();
+        assert!(spoke.status.is_some_and(|status| status.success()) && spoke.output == "here\n");
     }
 
     #[test]

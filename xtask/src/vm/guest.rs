@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// Far beyond what a run takes on a slow machine that does something else beside.
 const LIMIT: Duration = Duration::from_secs(900);
+/// When a guest that says nothing is given up; seconds are enough for the slowest that does.
+const FIRST_WORD: Duration = Duration::from_secs(90);
 /// How long a kernel has to say its first word to the processor.
 const KVM_LIMIT: Duration = Duration::from_secs(20);
 /// How large each drive is.
@@ -67,20 +69,21 @@ pub fn drives() -> usize {
 }
 
 impl Guest<'_> {
-    /// Boots it, shows what it says when `is_shown`, and returns that when it is off.
+    /// Boots it, shows what it says, and returns that when it is off.
     ///
     /// # Errors
     /// That QEMU cannot be started.
-    pub fn run(&self, scratch: &Scratch, is_shown: bool) -> Result<Captured, String> {
-        let run = self.boot(scratch, is_shown)?;
+    pub fn run(&self, scratch: &Scratch) -> Result<Captured, String> {
+        let run = self.boot(scratch)?;
         if !died_before_it_began(&run) {
             return Ok(run);
         }
-        println!("QEMU died before it printed anything ({:?}); once more", run.status);
-        self.boot(scratch, is_shown)
+        let end = run.status.map_or("ended by us".to_owned(), |status| status.to_string());
+        println!("the guest said nothing in {:?} ({end}); once more", run.took);
+        self.boot(scratch)
     }
 
-    fn boot(&self, scratch: &Scratch, is_shown: bool) -> Result<Captured, String> {
+    fn boot(&self, scratch: &Scratch) -> Result<Captured, String> {
         let initramfs = scratch.path().join("initramfs");
         std::fs::write(&initramfs, self.initramfs)
             .map_err(|error| format!("{}: {error}", initramfs.display()))?;
@@ -101,7 +104,7 @@ impl Guest<'_> {
         for device in TOPOLOGY {
             command.args(["-device", device]);
         }
-        process::run_watched(&mut command, LIMIT, is_shown)
+        process::run_watched(&mut command, LIMIT, FIRST_WORD)
     }
 }
 
@@ -109,7 +112,7 @@ impl Guest<'_> {
 /// guest's processor, which then does nothing.
 pub fn kvm_works(image: &Path) -> bool {
     // Without a file system it soon gives up, and not without a word.
-    let run = process::run_watched(&mut machine(image, "max", Accelerator::Kvm), KVM_LIMIT, false);
+    let run = process::run_captured(&mut machine(image, "max", Accelerator::Kvm), KVM_LIMIT);
     run.is_ok_and(|run| run.output.contains("Linux version") || run.output.contains("Kernel panic"))
 }
 
@@ -139,11 +142,7 @@ fn drive_file(folder: &Path, drive: &str) -> Result<String, String> {
     Ok(format!("if=none,format=raw,cache=unsafe,id={drive},file={}", path.display()))
 }
 
-/// One run in many ends with QEMU crashing before the kernel has begun.
+/// One run in many ends with QEMU crashing, or standing still, before the guest has said anything.
 fn died_before_it_began(run: &Captured) -> bool {
-    use std::os::unix::process::ExitStatusExt;
-    let crashed = run
-        .status
-        .is_some_and(|status| status.signal().is_some() || status.code().is_some_and(|code| code >= 128));
-    crashed && run.output.trim().is_empty()
+    !run.status.is_some_and(|status| status.success()) && run.output.trim().is_empty()
 }

@@ -283,7 +283,7 @@ impl Run<'_> {
             shared: orders.shared.as_deref(),
         };
         let scratch = self.cache.scratch(&format!("guest-{}-{processor}", kernel.name))?;
-        let captured = guest.run(&scratch, true)?;
+        let captured = guest.run(&scratch)?;
         let report = serial::judge(&captured, &Expected { token: &orders.token, tests: self.tests })?;
         for reason in &report.skips {
             println!("skipped in {}: {reason}", orders.guest);
