@@ -64,13 +64,13 @@ impl Arena {
         Some(unsafe { self.start.add(offset_bytes as usize) })
     }
 
-    /// Gives the memory behind these bytes back to the operating system; they read as zeros from then on. The bytes must
-    /// belong to nobody: the region's allocator says so.
-    pub(crate) fn discard(&self, offset_bytes: u64, len_bytes: u64) {
-        let Some(start) = self.address(offset_bytes, len_bytes) else { return };
+    /// Gives the memory behind these bytes back to the operating system; they read as zeros from then on, unless that
+    /// refuses. The bytes must be nobody's, or new to whoever has them: the region's allocator says so.
+    pub(crate) fn discard(&self, offset_bytes: u64, len_bytes: u64) -> bool {
+        let Some(start) = self.address(offset_bytes, len_bytes) else { return false };
         // SAFETY: the range lies within our mapping and, by the contract above, no buffer owns a byte of it. A refusal leaves the
         // memory in use, which is correct.
-        let _refused = unsafe { madvise(start.as_ptr().cast(), len_bytes as usize, Advice::LinuxRemove) };
+        unsafe { madvise(start.as_ptr().cast(), len_bytes as usize, Advice::LinuxRemove) }.is_ok()
     }
 }
 
@@ -133,7 +133,7 @@ mod tests {
         let byte = arena.address(4096, 1).expect("inside");
         // SAFETY: one byte inside the arena, which only this test uses.
         unsafe { byte.write(7) };
-        arena.discard(4096, 4096);
+        assert!(arena.discard(4096, 4096));
         // SAFETY: as above.
         assert_eq!(unsafe { byte.read() }, 0);
     }

@@ -129,7 +129,8 @@ impl SystemRegion {
             return;
         }
         for span in spans {
-            self.arena.discard(span.start_bytes, span.len_bytes);
+            // Refused, they keep memory, and are as free.
+            let _is_cold = self.arena.discard(span.start_bytes, span.len_bytes);
         }
         let mut state = self.state.lock(held);
         state.cooling_bytes -= total_bytes(spans);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use devpagemap::Image;
 use devpagemap::{
     Buffer, Device, DmaBuf, Error, Export, ExportedBy, ImportInto, P2p, PassedOver, Place, RegionKind, Size,
-    SoftwareGpu, Via, WhyNot,
+    SoftwareGpu, Timeline, Via, WhyNot,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
@@ -164,6 +164,33 @@ fn exported_again_it_is_the_same_dma_buf() {
         assert_eq!((inode(&one), inode(&one)), (inode(&two), inode(&any)), "{via}");
         assert_eq!(any.via(), &via);
         assert_eq!(device.stats().exported_bytes, BYTES, "one buffer is exported");
+    }
+}
+
+#[test]
+fn who_maps_a_buffer_before_its_bytes_are_there_sees_nothing_of_who_had_the_pages() {
+    if !need(&ALL) {
+        return;
+    }
+    for via in WAYS {
+        let device = device();
+        let secret = device.buffer(Size::bytes(BYTES)).prefer(Place::GTT).create().expect("a buffer");
+        secret.write_at(0, &vec![0xee; BYTES as usize]).expect("there is room");
+        drop(secret);
+        let next = buffer(&device, "next");
+        fill(&device, &next, 1);
+        next.wait().expect("the job succeeds");
+        let gate = Timeline::new("gate");
+        let job = device.submit().writes(&next).after(&gate.next_point());
+        job.run(|gpu, job| gpu.run(job, |_| Ok(()))).expect("a job is queued");
+        let export = next.export(via.clone()).expect("it can be had");
+        let curious = Mapping::of_what_is_there(&export, BYTES, false).expect("it can be mapped");
+        assert!(
+            curious.read().iter().all(|byte| *byte == 0),
+            "{via}: the copy waits, and there is nothing else"
+        );
+        gate.signal(1);
+        assert!(Mapping::of(&export, BYTES, false).expect("it can be mapped").read() == bytes_of(1), "{via}");
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Known {
     layout: Option<Layout>,
     /// How many references to it are our own.
     own_references: u64,
+    /// As in [`Given`].
+    shows_others: bool,
     /// Whoever has the pages has it, and the table as long as anybody else has it.
     dma_buf: Weak<DmaBuf>,
 }
@@ -53,6 +55,8 @@ pub(super) struct Given {
     pub(super) dma_buf: DmaBuf,
     pub(super) via: Via,
     pub(super) layout: Option<Layout>,
+    /// Whether its pages may show what other buffers had in them, until this one has arrived.
+    pub(super) shows_others: bool,
 }
 
 /// A dma-buf to be given out, and what could still have failed.
@@ -174,7 +178,8 @@ impl Transaction<'_, '_, '_> {
             return Ok(table.keeps(id).then(|| Err(known.as_reason())));
         }
         if let Some(copy) = table.hand_out(id, |exported| exported.dma_buf.try_clone()) {
-            return Ok(Some(Ok(Given { dma_buf: copy?, via: known.via, layout: known.layout })));
+            let Known { via, layout, shows_others, .. } = known;
+            return Ok(Some(Ok(Given { dma_buf: copy?, via, layout, shows_others })));
         }
         // Nobody outside had it any more, but the buffer is still in its pages.
         let pages = self.resource(slot).and_then(|resource| resource.outside.clone());
@@ -189,7 +194,7 @@ impl Transaction<'_, '_, '_> {
             own_references: known.own_references,
         };
         let crossed = self.let_cross(slot, ready)?;
-        self.publish(slot, attempt, crossed, known.via).map(|there| Some(Ok(there)))
+        self.publish(slot, attempt, crossed, known.via, false).map(|there| Some(Ok(there)))
     }
 
     fn export_in_place(
@@ -204,6 +209,7 @@ impl Transaction<'_, '_, '_> {
         let probe = Attachment::new(attempt.buffer, attempt.outsiders);
         self.check_may_be_held_in_system(slot, &probe.attached)?;
         let found = self.find_in_arena(slot)?;
+        let shows_others = self.shows_others(slot, found.as_ref());
         let mut runs = Vec::new();
         for span in self.spans_with(slot, found.as_ref()) {
             push_run(&mut runs, span.start_bytes..span.end_bytes());
@@ -221,7 +227,7 @@ impl Transaction<'_, '_, '_> {
         match made {
             Ok(crossed) => {
                 self.settle(slot, found);
-                self.publish(slot, attempt, crossed, attempt.via.clone()).map(Ok)
+                self.publish(slot, attempt, crossed, attempt.via.clone(), shows_others).map(Ok)
             }
             Err(failed) => {
                 self.give_back(slot, found);
@@ -230,6 +236,19 @@ impl Transaction<'_, '_, '_> {
                     Failed::All(error) => Err(error),
                 }
             }
+        }
+    }
+
+    /// Whether the pages that a buffer will be shown in may hold bytes of other buffers until its own are there. New pages that nobody uses
+    /// any more are emptied; those that others still copy from cannot be, and those that it has are what they are.
+    fn shows_others(&self, slot: Slot, found: Option<&Found>) -> bool {
+        match found {
+            Some(Found::Memory(resource, after)) => {
+                let arena = &self.manager.system.arena;
+                let mut spans = resource.spans.iter();
+                !after.is_signaled() || !spans.all(|span| arena.discard(span.start_bytes, span.len_bytes))
+            }
+            Some(Found::SamePages(_)) | None => !self.exec.set().state(slot).arrival.is_signaled(),
         }
     }
 
@@ -279,24 +298,37 @@ impl Transaction<'_, '_, '_> {
         let ready = ready.take().expect("nothing of this restarts");
         let crossed = self.let_cross(slot, ready)?;
         self.undo_on_error(slot, |transaction| transaction.bring_outside(slot, pages))?;
-        self.publish(slot, attempt, crossed, attempt.via.clone()).map(Ok)
+        self.publish(slot, attempt, crossed, attempt.via.clone(), false).map(Ok)
     }
 
     /// The buffer is in the dma-buf's pages, or on its way: it stays there, and others may have it.
-    fn publish(&mut self, slot: Slot, attempt: &Attempt<'_>, crossed: Crossed, via: Via) -> Result<Given> {
+    fn publish(
+        &mut self,
+        slot: Slot,
+        attempt: &Attempt<'_>,
+        crossed: Crossed,
+        via: Via,
+        shows_others: bool,
+    ) -> Result<Given> {
         let Crossed { ready, across } = crossed;
         let Ready { dma_buf, layout, own_references, copy } = ready;
         let attachment = Attachment::new(attempt.buffer, attempt.outsiders);
         self.undo_on_error(slot, |transaction| transaction.enter_peer(slot, &attachment.attached))?;
         let (writable, weak) = (dma_buf.is_writable(), Arc::downgrade(&dma_buf));
-        let known =
-            Known { via: via.clone(), writable, layout: layout.clone(), own_references, dma_buf: weak };
+        let known = Known {
+            via: via.clone(),
+            writable,
+            layout: layout.clone(),
+            own_references,
+            shows_others,
+            dma_buf: weak,
+        };
         self.exec.set_mut().state_mut(slot).exported = Some(known);
         attempt.buffer.0.exports.fetch_add(1, Ordering::AcqRel);
         self.manager.known_dma_bufs.enter_export(dma_buf.inode(), attempt.buffer);
         let exported = Exported { dma_buf, own_references, across, attachment };
         self.manager.exports.table.keep(attempt.buffer.id(), exported);
-        Ok(Given { dma_buf: copy, via, layout })
+        Ok(Given { dma_buf: copy, via, layout, shows_others })
     }
 
     /// A buffer that came in as a dma-buf goes out as that. The kernel keeps its pages, so nothing else has to.
@@ -312,7 +344,8 @@ impl Transaction<'_, '_, '_> {
         if !fits {
             return Ok(Err(WhyNot::ExportedAs { via: Via::Imported, read_only: !dma_buf.is_writable() }));
         }
-        Ok(Ok(Given { dma_buf: dma_buf.try_clone()?, via: Via::Imported, layout: None }))
+        let dma_buf = dma_buf.try_clone()?;
+        Ok(Ok(Given { dma_buf, via: Via::Imported, layout: None, shows_others: false }))
     }
 
     /// Nobody outside has the buffer's dma-buf. Says whether the buffer is in the exporter's own pages: there it can be given out again.

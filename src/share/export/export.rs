@@ -188,8 +188,11 @@ impl Buffer {
     /// The bytes may be on their way. Where the kernel knows our fences, whoever gets the descriptor waits for them there; elsewhere it is waited
     /// for here.
     fn exported(&self, given: Given, reasons: Vec<PassedOver>) -> Result<Export> {
-        let Given { dma_buf, via, layout } = given;
+        let Given { dma_buf, via, layout, shows_others } = given;
         let manager = &self.0.manager;
+        if shows_others {
+            self.wait_for_its_own_bytes()?;
+        }
         Counters::count(&manager.counters.exports);
         tracing::debug!(buffer = self.id(), %via, passed_over = reasons.len(), "exported");
         let export = Export { dma_buf, via, layout, reasons, fences: manager.crossing.source() };
@@ -202,6 +205,17 @@ impl Buffer {
             manager.wait(&outstanding)?;
         }
         Ok(export)
+    }
+
+    /// What others had in its pages is nobody's to see.
+    fn wait_for_its_own_bytes(&self) -> Result<()> {
+        let manager = &self.0.manager;
+        let arrival = self.0.reservation.lock(&mut Held::enter()).arrival.clone();
+        if !arrival.is_signaled() {
+            let reason = "export: waited for the bytes: its pages still had those of other buffers";
+            manager.reasons.count(reason, &mut Held::in_destructor());
+        }
+        manager.wait(&arrival)
     }
 
     fn not_exportable(&self, mut reasons: Vec<PassedOver>) -> Error {
