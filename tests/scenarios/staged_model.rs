@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use devpagemap::pagemap::{Observation, Observed, Profile};
-use devpagemap::{Access, Attachment, Buffer, Error, Fence, P2p, Peer, PeerMap, Place, Size};
+use devpagemap::{Access, Attachment, Buffer, Error, Fence, FenceSet, P2p, Peer, PeerMap, Place, Size};
 
 use crate::setup::importer::*;
 use crate::setup::numbers::Numbers;
@@ -123,17 +123,29 @@ impl World {
         }
     }
 
+    /// A map of these pages in use, and what to wait for. The device's own thread brings buffers back into the BAR whenever there is room, so
+    /// a map that is current may be stale the moment after, and is made anew.
+    fn begin(&mut self, at: usize, peer: usize, pages: &Range<u64>, access: Access) -> (PeerMap, FenceSet) {
+        loop {
+            let map = self.map(at, peer, pages);
+            match map.begin(access) {
+                Ok(before) => return (map, before),
+                Err(Error::StaleMap { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
     fn write_by_peer(&mut self, at: usize, peer: usize, pages: Range<u64>, seed: u64) {
-        let map = self.map(at, peer, &pages);
-        peer_writes(&self.device, &map, seed);
+        let (map, before) = self.begin(at, peer, &pages, Access::Write);
+        peer_writes_after(&self.device, &map, seed, &before);
         self.shared[at].kept[peer] = Some(map);
     }
 
     fn read_by_peer(&mut self, at: usize, peer: usize) {
-        let kept = self.shared[at].kept[peer].take();
-        let map = kept.filter(|map| map.is_current());
-        let map = map.unwrap_or_else(|| self.map(at, peer, &(0..PAGES)));
-        let before = map.begin(Access::Read).expect("the map is current");
+        let kept = self.shared[at].kept[peer].as_ref().filter(|map| map.is_current());
+        let pages = kept.map_or(0..PAGES, |map| map.range().start / PAGE..map.range().end / PAGE);
+        let (map, before) = self.begin(at, peer, &pages, Access::Read);
         before.wait_timeout(FOREVER).expect("the bytes arrive");
         let bytes = mapped_bytes(&self.device, &map);
         map.end(Access::Read, &Fence::signaled()).expect("a slot");

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devpagemap::pagemap::Profile;
 use devpagemap::{
-    Access, Attachment, BarAddr, Buffer, Device, Fence, Importer, InvalidateReason, Invalidated, Peer,
-    PeerAddr, PeerMap, RegionKind, Route, SoftwareGpu,
+    Access, Attachment, BarAddr, Buffer, Device, Fence, FenceSet, Importer, InvalidateReason, Invalidated,
+    Peer, PeerAddr, PeerMap, RegionKind, Route, SoftwareGpu,
 };
 
 use super::pattern;
@@ -95,6 +95,12 @@ pub fn peer_uses(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64) {
 #[track_caller]
 pub fn peer_writes(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64) {
     let before = map.begin(Access::Write).expect("the map is current");
+    peer_writes_after(device, map, seed, &before);
+}
+
+/// The same, for who has begun and been told what to wait for.
+#[track_caller]
+pub fn peer_writes_after(device: &Device<SoftwareGpu>, map: &PeerMap, seed: u64, before: &FenceSet) {
     before.wait_timeout(super::FOREVER).expect("the bytes arrive");
     write_mapped_bytes(device, map, seed);
     map.end(Access::Write, &Fence::signaled()).expect("a slot");

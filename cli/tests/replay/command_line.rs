@@ -133,7 +133,8 @@ fn bad_usage_is_refused_with_a_plain_sentence() {
             &["replay", "builtin:frames", "--json", "/nowhere/out.json"],
             "/nowhere/out.json: cannot be written",
         ),
-        (&["doctor"], "doctor"),
+        (&["export"], "--size"),
+        (&["import"], "--socket"),
     ] {
         assert_refused(arguments, expected);
     }
