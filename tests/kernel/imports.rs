@@ -4,7 +4,7 @@
 //! made and mapped without the library. What udmabuf, the system heap and virtio-gpu export is made by a second device of the library.
 
 use std::fs::{File, read_dir, read_to_string};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ use devpagemap::{
 use drm::buffer::{Buffer as _, DrmFourcc};
 use drm::control::Device as _;
 
-use crate::setup::{Thing, need, node};
+use crate::card::Card;
+use crate::setup::{Thing, need};
 
 const LEN: u64 = 64 << 10;
 /// Who makes dma-bufs, and what that needs.
@@ -64,24 +65,7 @@ fn copy(device: &Device<SoftwareGpu>, from: &Buffer, to: &Buffer) -> devpagemap:
     Ok(fence.wait()?)
 }
 
-/// The DRM node of vgem, used without the library.
-struct Card(File);
-
-impl AsFd for Card {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl drm::Device for Card {}
-impl drm::control::Device for Card {}
-
 impl Card {
-    fn open() -> Card {
-        let path = node("vgem").expect("a node of vgem");
-        Card(File::options().read(true).write(true).open(path).expect("the rights to it"))
-    }
-
     /// A dumb buffer of [`LEN`] bytes and its dma-buf.
     fn make(&self, name: &str, flags: u32) -> (drm::control::dumbbuffer::DumbBuffer, OwnedFd) {
         let dumb = self.create_dumb_buffer((128, 128), DrmFourcc::Xrgb8888, 32).expect("a dumb buffer");
@@ -157,7 +141,7 @@ fn a_dumb_buffer_that_somebody_else_made_is_imported_and_used_by_both() {
     if !need(&[Thing::Vgem, Thing::DmaBufList]) {
         return;
     }
-    let card = Card::open();
+    let card = Card::open("vgem");
     let (mut dumb, fd) = card.make("imports-dumb", drm::CLOEXEC | drm::RDWR);
     card.map_dumb_buffer(&mut dumb).expect("its mapping").as_mut().copy_from_slice(&pattern(4));
     let device = device();
@@ -220,7 +204,7 @@ fn a_dma_buf_that_is_too_small_is_refused_with_both_sizes() {
     if !need(&[Thing::Vgem]) {
         return;
     }
-    let card = Card::open();
+    let card = Card::open("vgem");
     let device = device();
     let (_dumb, fd) = card.make("imports-small", drm::CLOEXEC | drm::RDWR);
     let refused = device.import(fd).at_least(Size::bytes(LEN + 1)).create().expect_err("one byte is missing");
@@ -233,7 +217,7 @@ fn a_dma_buf_that_may_only_be_read_is_read_and_refuses_whoever_would_write() {
     if !need(&[Thing::Vgem]) {
         return;
     }
-    let card = Card::open();
+    let card = Card::open("vgem");
     let (mut dumb, fd) = card.make("imports-read-only", drm::CLOEXEC);
     card.map_dumb_buffer(&mut dumb).expect("its mapping").as_mut().copy_from_slice(&pattern(7));
     let device = device();
@@ -260,7 +244,7 @@ fn one_dma_buf_is_one_buffer_by_whatever_descriptor_it_comes() {
     if !need(&[Thing::Vgem]) {
         return;
     }
-    let card = Card::open();
+    let card = Card::open("vgem");
     let (dumb, first) = card.make("imports-twice", drm::CLOEXEC | drm::RDWR);
     let second = card.buffer_to_prime_fd(dumb.handle(), drm::CLOEXEC | drm::RDWR).expect("again");
     let copied = first.try_clone().expect("a descriptor is left");
@@ -302,7 +286,7 @@ fn a_full_table_of_descriptors_is_an_error_of_its_own_and_changes_nothing() {
     }
     let test = "imports::a_full_table_of_descriptors_is_an_error_of_its_own_and_changes_nothing";
     let child = crate::child::in_a_child(test, || {
-        let card = Card::open();
+        let card = Card::open("vgem");
         let (_dumb, fd) = card.make("imports-full", drm::CLOEXEC | drm::RDWR);
         let device = device();
         let limit = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
@@ -327,7 +311,7 @@ fn nothing_is_left_of_an_import_in_whatever_order_its_users_go() {
     if !need(&[Thing::Vgem, Thing::DmaBufList]) {
         return;
     }
-    let card = Card::open();
+    let card = Card::open("vgem");
     // What devices open once and keep is open now.
     drop((device().import(card.make("imports-first", drm::CLOEXEC | drm::RDWR).1).create(), device()));
     let (before, mappings) = (descriptors(), mapped());

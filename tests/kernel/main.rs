@@ -12,6 +12,7 @@
 //! - A test that uses up what a process has, or kills itself, runs in a process of its own (`tests/setup/child.rs`).
 //! - What a guest is to say about the kernel and the processor: [`setup::guest`].
 
+mod card;
 #[path = "../setup/child.rs"]
 mod child;
 mod doctor;

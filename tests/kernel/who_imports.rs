@@ -1,6 +1,5 @@
 //! What the library says that a driver imports, and what the driver then does: every exporter, every driver that this kernel has.
 
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -11,26 +10,10 @@ use drm::buffer::{Buffer as _, DrmFourcc};
 use drm::control::Device as _;
 use rustix::io::Errno;
 
-use crate::setup::{Thing, need, node};
-
-/// A driver's node, which a test asks without the library.
-struct Card(File);
-
-impl AsFd for Card {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl drm::Device for Card {}
-impl drm::control::Device for Card {}
+use crate::card::Card;
+use crate::setup::{Thing, need};
 
 impl Card {
-    fn open(driver: &str) -> Card {
-        let path = node(driver).expect("it was looked for");
-        Card(File::options().read(true).write(true).open(path).expect("it was opened before"))
-    }
-
     /// A dumb buffer of this card as a dma-buf, which lives as long as the descriptor.
     fn exported(&self) -> OwnedFd {
         let buffer = self.create_dumb_buffer((64, 64), DrmFourcc::Xrgb8888, 32).expect("a dumb buffer");

@@ -1,28 +1,14 @@
 //! bochs: a buffer is in video memory because it is shown, and stays there until another one needs the room.
 
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
-
 use drm::buffer::{Buffer as _, DrmFourcc};
 use drm::control::dumbbuffer::DumbBuffer;
 use drm::control::{Device as ControlDevice, Mode, connector, crtc, framebuffer};
 
 use super::Ttm;
-use crate::setup::node;
+use crate::card::Card;
 
 /// What QEMU gives it, unless it is told otherwise.
 const VIDEO_MEMORY_BYTES: usize = 16 << 20;
-
-struct Card(File);
-
-impl AsFd for Card {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl drm::Device for Card {}
-impl ControlDevice for Card {}
 
 pub struct Bochs {
     card: Card,
@@ -34,8 +20,7 @@ pub struct Bochs {
 
 impl Bochs {
     pub fn open() -> Bochs {
-        let path = node("bochs-drm").expect("it was looked for");
-        let card = Card(File::options().read(true).write(true).open(path).expect("it was opened before"));
+        let card = Card::open("bochs-drm");
         let resources = card.resource_handles().expect("it sets modes");
         let connector = resources.connectors()[0];
         let modes = card.get_connector(connector, true).expect("it is there").modes().to_vec();

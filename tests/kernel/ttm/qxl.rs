@@ -4,9 +4,7 @@
 //! call ends with `EINVAL` after the buffer has been brought to video memory. The kernel complains about it at its console, which is
 //! silenced for as long.
 
-use std::fs::File;
 use std::mem::size_of;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::null_mut;
 
 use drm::control::Device as _;
@@ -15,7 +13,8 @@ use rustix::ioctl::{self, Opcode, Setter, Updater, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::Ttm;
-use crate::setup::{guest, node};
+use crate::card::Card;
+use crate::setup::guest;
 
 /// Video memory of QEMU's card, unless it is told otherwise.
 const VIDEO_MEMORY_BYTES: usize = 64 << 20;
@@ -56,17 +55,6 @@ const MAP: Opcode = opcode::read_write::<Map>(GROUP, BASE + 0x01);
 const UPDATE_AREA: Opcode = opcode::write::<UpdateArea>(GROUP, BASE + 0x03);
 const _: () = assert!(size_of::<Alloc>() == 8 && size_of::<Map>() == 16 && size_of::<UpdateArea>() == 24);
 
-struct Card(File);
-
-impl AsFd for Card {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl drm::Device for Card {}
-impl drm::control::Device for Card {}
-
 pub struct Qxl {
     card: Card,
     handles: Vec<u32>,
@@ -76,8 +64,7 @@ pub struct Qxl {
 
 impl Qxl {
     pub fn open() -> Qxl {
-        let path = node("qxl").expect("it was looked for");
-        let card = Card(File::options().read(true).write(true).open(path).expect("it was opened before"));
+        let card = Card::open("qxl");
         let levels = guest().is_some().then(|| std::fs::read_to_string(LEVELS).expect("it is readable"));
         if levels.is_some() {
             std::fs::write(LEVELS, "1").expect("root may set it");
