@@ -15,7 +15,7 @@ const INIT: &str = include_str!("../../vm/init");
 pub struct Orders {
     /// Stands in the closing line, so that no other line can be taken for it.
     pub token: String,
-    /// The part of their names that the tests to be run have in common.
+    /// Parts of names: tests that have one of them are run; all without any.
     pub filter: String,
     /// Which guest it is, for tests that expect something of it.
     pub guest: String,
@@ -29,7 +29,8 @@ pub struct Orders {
 
 impl Orders {
     fn script(&self) -> String {
-        let filter = if self.filter.is_empty() { String::new() } else { quoted(&self.filter) };
+        let filter: Vec<String> = self.filter.split_whitespace().map(quoted).collect();
+        let filter = filter.join(" ");
         let lines = [
             format!("TOKEN={}", quoted(&self.token)),
             format!("DRIVES={}", self.drives),

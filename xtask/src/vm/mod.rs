@@ -234,10 +234,13 @@ fn accelerator(kernel: &Kernel, options: &Options<'_>) -> Accelerator {
 }
 
 impl Kernel {
-    /// The processors that are tried, and which tests run on each when none are asked for by name. A processor makes a difference to
-    /// peer transfers, and with the stock kernel, which has none, to nothing.
+    /// The processors that are tried, and which tests run on each when none are asked for by name: all on the stock kernel, on the own one
+    /// those to which it or the processor makes a difference.
     fn processors(&self) -> &'static [(&'static str, &'static str)] {
-        if self.name == "own" { &[("max", ""), ("EPYC", "pci::")] } else { &[("max", "")] }
+        match self.name {
+            "own" => &[("max", "nodes:: exports:: fences:: who_imports:: pci::"), ("EPYC", "nodes:: pci::")],
+            _ => &[("max", "")],
+        }
     }
 
     /// The folder of the host with libraries for images. They are 200 MB, so only one kernel has what it takes to see them.

@@ -42,16 +42,14 @@ impl Programs {
         Ok(Programs { tests, command, libraries })
     }
 
-    /// The names of the tests that contain `filter`.
+    /// The names of the tests that contain a word of `filter`; all without any.
     ///
     /// # Errors
     /// That the program does not list them.
     pub fn listed(&self, filter: &str) -> Result<Vec<String>, String> {
         let mut command = Command::new(&self.tests);
         command.args(["--list", "--format", "terse"]).stdin(Stdio::null());
-        if !filter.is_empty() {
-            command.arg(filter);
-        }
+        command.args(filter.split_whitespace());
         let output = command.output().map_err(|error| format!("{}: {error}", self.tests.display()))?;
         if !output.status.success() {
             return Err(format!("{} --list ended with {}", self.tests.display(), output.status));
