@@ -412,6 +412,12 @@ impl Error {
         }
     }
 
+    /// As [`io`](Error::io), for what the standard library says.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) fn of_std(action: &'static str, bytes: u64, error: &std::io::Error) -> Error {
+        Error::io(action, bytes, errno_of(error))
+    }
+
     /// The system refused something that is about a descriptor.
     #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn of_descriptor(action: &'static str, errno: Errno) -> Error {
@@ -438,6 +444,12 @@ impl From<std::convert::Infallible> for Error {
     fn from(never: std::convert::Infallible) -> Error {
         match never {}
     }
+}
+
+/// The system's number in an error of the standard library's.
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 impl From<LockError> for Error {

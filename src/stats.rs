@@ -199,6 +199,14 @@ impl Counters {
     }
 }
 
+/// Counts one more for `reason`.
+pub(crate) fn count_reason(reasons: &mut BTreeMap<String, u64>, reason: &str) {
+    match reasons.get_mut(reason) {
+        Some(count) => *count += 1,
+        None => drop(reasons.insert(reason.to_string(), 1)),
+    }
+}
+
 /// Why fallbacks and moves for visibility happened. Its own lock, taken with reservations held and nothing further in.
 #[derive(Debug)]
 pub(crate) struct Reasons(Lock<levels::Aperture, BTreeMap<String, u64>>);
@@ -209,11 +217,7 @@ impl Reasons {
     }
 
     pub(crate) fn count(&self, reason: &str, held: &mut Held<'_, levels::Tickets>) {
-        let mut reasons = self.0.lock(held);
-        match reasons.get_mut(reason) {
-            Some(count) => *count += 1,
-            None => drop(reasons.insert(reason.to_string(), 1)),
-        }
+        count_reason(&mut self.0.lock(held), reason);
     }
 
     pub(crate) fn snapshot(&self, held: &mut Held<'_, levels::Tickets>) -> BTreeMap<String, u64> {

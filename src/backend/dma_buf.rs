@@ -109,10 +109,8 @@ impl DmaBuf {
         // Of this thread: the process's own is empty once its first thread has ended.
         let mut path = String::from("/proc/thread-self/fdinfo/");
         write!(path, "{}", self.fd.as_raw_fd()).expect("a string takes everything");
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Error::of_descriptor("read what the kernel tells of a dma-buf", errno)
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::of_std("read what the kernel tells of a dma-buf", 0, &error))?;
         Ok(DmaBufInfo::parse(&text))
     }
 

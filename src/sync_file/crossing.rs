@@ -12,6 +12,7 @@ use super::Across;
 use super::keeper::Table;
 use super::kernel::{Kernel, MadeFence, ReservationObject};
 use crate::error::Result;
+use crate::stats::count_reason;
 
 /// Part of a device; fences that are outstanding keep it.
 pub(crate) struct Crossing {
@@ -32,34 +33,14 @@ pub(crate) struct Crossing {
 /// What has crossed so far. Statistics.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    reserved: AtomicU64,
-    renewed: AtomicU64,
-    expired: AtomicU64,
-    listened: AtomicU64,
-    foreign_failed: AtomicU64,
+    pub(super) reserved: AtomicU64,
+    pub(super) renewed: AtomicU64,
+    pub(super) expired: AtomicU64,
+    pub(super) listened: AtomicU64,
+    pub(super) foreign_failed: AtomicU64,
 }
 
 impl Counts {
-    pub(super) fn reserved(&self) {
-        self.reserved.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn renewed(&self) {
-        self.renewed.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn expired(&self) {
-        self.expired.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn listened(&self) {
-        self.listened.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn foreign_failed(&self) {
-        self.foreign_failed.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Kernel fences, renewals, expiries, fences from outside, and how many of those failed.
     pub(crate) fn read(&self) -> [u64; 5] {
         let all = [&self.reserved, &self.renewed, &self.expired, &self.listened, &self.foreign_failed];
@@ -117,11 +98,7 @@ impl Crossing {
     }
 
     pub(crate) fn count(&self, reason: &str) {
-        let mut reasons = self.reasons.lock();
-        match reasons.get_mut(reason) {
-            Some(count) => *count += 1,
-            None => drop(reasons.insert(reason.to_owned(), 1)),
-        }
+        count_reason(&mut self.reasons.lock(), reason);
     }
 
     pub(crate) fn reasons(&self) -> BTreeMap<String, u64> {

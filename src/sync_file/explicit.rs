@@ -2,9 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
-use devpagemap_fence::{Fence, FenceError, FenceSet, Timeline};
+use devpagemap_fence::{Fence, FenceSet, Timeline};
 
 use super::dma_buf::KernelSyncFile;
+use super::kernel::FenceInfo;
 use super::machine::descriptor_of;
 use crate::device::Device;
 use crate::driver::Driver;
@@ -12,8 +13,8 @@ use crate::error::Result;
 
 impl<D: Driver> Device<D> {
     /// A fence that signals when all kernel fences of a `sync_file` have, with the first error among theirs, which names the driver and its
-    /// timeline ([`FenceError::Foreign`]). One that has not signalled after the device's
-    /// [`foreign_fence_timeout`](crate::DeviceBuilder::foreign_fence_timeout) fails ([`FenceError::TimedOut`]).
+    /// timeline ([`FenceError::Foreign`](crate::FenceError::Foreign)). One that has not signalled after the device's
+    /// [`foreign_fence_timeout`](crate::DeviceBuilder::foreign_fence_timeout) fails ([`FenceError::TimedOut`](crate::FenceError::TimedOut)).
     ///
     /// ```no_run
     /// # use devpagemap::{Device, Size, SoftwareGpu};
@@ -34,12 +35,7 @@ impl<D: Driver> Device<D> {
         if fences.iter().any(|fence| fence.ended.is_none()) {
             return self.manager().crossing.listen(Box::new(file), &fences, Vec::new());
         }
-        let failed = fences.into_iter().find_map(|fence| {
-            let errno = fence.ended?.err()?;
-            let (driver, timeline) = (fence.driver.into(), fence.timeline.into());
-            Some(FenceError::Foreign { driver, timeline, errno })
-        });
-        let Some(error) = failed else { return Ok(Fence::signaled()) };
+        let Some(error) = fences.iter().find_map(FenceInfo::error) else { return Ok(Fence::signaled()) };
         let timeline = Timeline::new("a fence that had failed");
         let fence = timeline.next_point();
         timeline.fail(fence.seqno(), error);

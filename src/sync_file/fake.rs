@@ -82,8 +82,8 @@ impl FakeKernel {
         FakeKernel::with(Nature::default())
     }
 
-    #[cfg(not(any(loom, shuttle)))]
     /// Whose fences last so long.
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn like_vgem(expiry: Duration) -> Arc<FakeKernel> {
         FakeKernel::with(Nature::like_vgem(expiry))
     }
@@ -145,8 +145,8 @@ impl FakeKernel {
         self.changed.notify_all();
     }
 
-    #[cfg(not(any(loom, shuttle)))]
     /// Has the call fail that comes after so many that succeed.
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn fail_after(&self, calls: u64) {
         self.state.lock().calls_left = Some(calls);
     }
@@ -156,8 +156,8 @@ impl FakeKernel {
         self.state.lock().calls_left = None;
     }
 
-    #[cfg(not(any(loom, shuttle)))]
     /// How many calls that may fail there were.
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn calls(&self) -> u64 {
         self.state.lock().calls
     }
@@ -167,8 +167,8 @@ impl FakeKernel {
         self.state.lock().points.iter().filter(|point| point.info.ended.is_none()).count()
     }
 
-    #[cfg(not(any(loom, shuttle)))]
     /// How many have signalled with an error.
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn failed(&self) -> usize {
         let state = self.state.lock();
         state.points.iter().filter(|point| matches!(point.info.ended, Some(Err(_)))).count()

@@ -22,6 +22,7 @@ use super::across::{Told, are_only_ours};
 use super::crossing::Crossing;
 use super::kernel::{FenceInfo, SyncFile};
 use crate::error::Result;
+use crate::stats::Counters;
 
 /// A sync_file that is waited for. Its timeline has one point.
 pub(super) struct Wait {
@@ -63,18 +64,9 @@ impl Wait {
 
     /// How those fences ended that are not ours and have ended.
     fn outcome(&self, fences: &[FenceInfo]) -> Result<(), FenceError> {
-        let failed = |fence: &FenceInfo| {
-            let errno = fence.ended?.err()?;
-            let (driver, timeline) = (fence.driver.as_str().into(), fence.timeline.as_str().into());
-            Some(FenceError::Foreign { driver, timeline, errno })
-        };
-        let errors: Vec<FenceError> = fences.iter().filter_map(failed).collect();
         // Which of them are ours nobody says, only how many.
         let ours = self.ours.iter().filter(|told| told.has_failed()).count();
-        match errors.into_iter().nth(ours) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        fences.iter().filter_map(FenceInfo::error).nth(ours).map_or(Ok(()), Err)
     }
 
     fn timed_out(&self, now: Instant) -> FenceError {
@@ -88,7 +80,7 @@ impl Wait {
             Ok(()) => self.timeline.signal(1),
             Err(error) => {
                 tracing::warn!(%error, "a fence from outside failed");
-                crossing.counts.foreign_failed();
+                Counters::count(&crossing.counts.foreign_failed);
                 self.timeline.fail(1, error);
             }
         }
@@ -135,7 +127,7 @@ impl Crossing {
         let fence = timeline.next_point();
         let deadline = since + self.timeout;
         self.wait_for(Wait { timeline, file, ours, since, deadline })?;
-        self.counts.listened();
+        Counters::count(&self.counts.listened);
         Ok(fence)
     }
 }

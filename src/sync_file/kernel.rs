@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use devpagemap_fence::FenceError;
 use devpagemap_fence::sync::thread::Builder;
 
 use crate::error::{Error, Result};
@@ -21,6 +22,15 @@ pub(crate) struct FenceInfo {
     pub(super) timeline: String,
     /// How it ended, with the system's number for what went wrong; `None` while it is outstanding.
     pub(super) ended: Option<Result<(), i32>>,
+}
+
+impl FenceInfo {
+    /// What went wrong, if it has ended and something did.
+    pub(super) fn error(&self) -> Option<FenceError> {
+        let errno = self.ended?.err()?;
+        let (driver, timeline) = (self.driver.as_str().into(), self.timeline.as_str().into());
+        Some(FenceError::Foreign { driver, timeline, errno })
+    }
 }
 
 /// Kernel fences in one descriptor, as many as there are. Which they are never changes.

@@ -33,6 +33,7 @@ use super::across::Told;
 use super::crossing::Crossing;
 use super::kernel::{Ended, KernelFence, MadeFence, Outcome, SyncFile};
 use crate::error::{Error, Result};
+use crate::stats::Counters;
 use crate::submit::Access;
 
 /// What a fence that expires has left when its time is taken to be over.
@@ -146,7 +147,7 @@ impl Owed {
             // It stands for nothing any more; what it stood for goes on.
             old.end(&self.crossing, Outcome::Done);
         }
-        self.crossing.counts.renewed();
+        Counters::count(&self.crossing.counts.renewed);
         self.renewal()
     }
 }
@@ -213,7 +214,7 @@ impl Crossing {
         };
         let reserved = Reserved(Some(Arc::new(owed)));
         let_in?;
-        self.counts.reserved();
+        Counters::count(&self.counts.reserved);
         if let Some(owed) = &reserved.0
             && !owed.seen_in.is_empty()
         {
@@ -230,7 +231,7 @@ impl Crossing {
                 self.count("fences: work failed, and its kernel fence cannot say so");
             }
             Ended::Expired => {
-                self.counts.expired();
+                Counters::count(&self.counts.expired);
                 tracing::error!("a kernel fence expired before its work had ended");
                 self.count("fences: a kernel fence expired before its work had ended");
             }

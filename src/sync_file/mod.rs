@@ -61,3 +61,5 @@ pub(crate) use machine::Machine;
 pub(crate) use model::NoKernel;
 #[cfg(any(loom, shuttle))]
 pub use model::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved};
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use sw_sync::open_timeline;

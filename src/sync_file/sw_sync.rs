@@ -48,10 +48,17 @@ impl SwSync {
 
 impl Counter {
     fn open() -> Result<Counter> {
-        let fd = open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| Error::of_path("open a timeline of kernel fences", PATH, errno))?;
-        Ok(Counter { fd, value: 0 })
+        Ok(Counter { fd: open_timeline()?, value: 0 })
     }
+}
+
+/// A new timeline, which ends when it is closed.
+///
+/// # Errors
+/// [`Error::Io`] with `ENOENT` when the kernel has none, [`Error::NoRights`], [`Error::NoDescriptorsLeft`].
+pub(crate) fn open_timeline() -> Result<OwnedFd> {
+    open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::of_path("open a timeline of kernel fences", PATH, errno))
 }
 
 impl Source for SwSync {

@@ -92,12 +92,12 @@ impl Buffer {
 }
 
 impl Transaction<'_, '_, '_> {
-    #[cfg(not(any(loom, shuttle)))]
     /// From now on the buffer in `slot` and the dma-buf hear of each other's fences. What is outstanding on the buffer is told first, moves
     /// that were queued in this transaction included.
     ///
     /// # Errors
     /// What the kernel says to its fences; the buffer has no dma-buf then, and nothing is outstanding in the kernel on its account.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn cross_over(&mut self, slot: Slot, across: &Arc<Across>) -> Result<()> {
         let outstanding = self.exec.set().object(slot).reservation.fences_with_usage();
         let mut told = Vec::new();
@@ -115,8 +115,8 @@ impl Transaction<'_, '_, '_> {
         Ok(())
     }
 
-    #[cfg(not(any(loom, shuttle)))]
     /// Nobody outside has the dma-buf any more. What others still do to the bytes protects them as long as it takes.
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn end_crossing(&mut self, slot: Slot) {
         if let Err(error) = self.hear(slot, Access::Write) {
             tracing::error!(%error, "whether others still use a buffer that nobody has any more is not known");

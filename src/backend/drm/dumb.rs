@@ -7,7 +7,7 @@ use devpagemap_allocator::PAGE_BYTES;
 use drm::buffer::{Buffer as _, DrmFourcc};
 use drm::control::Device as _;
 
-use super::node::{DrmNode, of_io};
+use super::node::DrmNode;
 use super::prime::GemHandle;
 use crate::error::{Error, Result};
 use crate::uapi;
@@ -33,7 +33,7 @@ impl GemHandle {
         let handle = GemHandle::from_kernel(node, |node| {
             // Any format: the kernel is told how many bits a pixel has, and virtio-gpu takes 32 and nothing else.
             let made = node.create_dumb_buffer((PIXELS_PER_LINE, lines), DrmFourcc::Xrgb8888, 32);
-            let made = made.map_err(|error| of_io("make a dumb buffer", len_bytes, &error))?;
+            let made = made.map_err(|error| Error::of_std("make a dumb buffer", len_bytes, &error))?;
             pitch_bytes = made.pitch();
             Ok(made.handle())
         })?;

@@ -8,7 +8,7 @@ use drm::control::{Device as _, from_u32};
 use gbm::{BufferObject, BufferObjectFlags, BufferObjectHandle, Device};
 use rustix::io::Errno;
 
-use super::node::{DrmNode, of_io};
+use super::node::DrmNode;
 use crate::backend::DmaBuf;
 use crate::backend::exporter::{Abilities, Exporter, Made, Source, Wanted};
 use crate::error::{Error, Result};
@@ -62,7 +62,8 @@ impl Gbm {
 
     fn image_of(&self, node: DrmNode) -> Result<Drawn> {
         let (width, height) = (self.image.width, self.image.height);
-        let device = Device::new(node).map_err(|error| of_io("have libgbm open a node", 0, &error))?;
+        let device =
+            Device::new(node).map_err(|error| Error::of_std("have libgbm open a node", 0, &error))?;
         let mut refused = Error::Io { action: "make an image", bytes: 0, errno: Errno::INVAL.raw_os_error() };
         for uses in USES {
             let made = match self.image.modifiers.is_empty() {
@@ -74,7 +75,7 @@ impl Gbm {
             };
             match made {
                 Ok(image) => return Ok(Drawn { image, device }),
-                Err(error) => refused = of_io("make an image", 0, &error),
+                Err(error) => refused = Error::of_std("make an image", 0, &error),
             }
         }
         Err(refused)
@@ -105,7 +106,7 @@ impl Drawn {
     fn export(&self) -> Result<DmaBuf> {
         let handle = from_u32(number(self.image.handle())).expect("the kernel gives out no handle 0");
         let fd = self.device.buffer_to_prime_fd(handle, drm::CLOEXEC | drm::RDWR);
-        DmaBuf::new(fd.map_err(|error| of_io("export an image as a dma-buf", 0, &error))?)
+        DmaBuf::new(fd.map_err(|error| Error::of_std("export an image as a dma-buf", 0, &error))?)
     }
 
     /// # Errors

@@ -12,10 +12,9 @@ use std::sync::Arc;
 use devpagemap_fence::Outside;
 use drm::Device as _;
 use rustix::fs::{Mode, OFlags, open};
-use rustix::io::Errno;
 
 use super::prime::Handles;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_of};
 
 /// Where nodes are.
 const DIR: &str = "/dev/dri";
@@ -128,7 +127,8 @@ impl DrmNode {
             driver: String::new(),
             handles: Outside::new("GEM handles", Handles::default()),
         };
-        let version = node.get_driver().map_err(|error| of_io("ask a DRM node for its driver", 0, &error))?;
+        let version =
+            node.get_driver().map_err(|error| Error::of_std("ask a DRM node for its driver", 0, &error))?;
         node.driver = version.name.to_string_lossy().into_owned();
         // Who opens a primary node first becomes its master, and a display server that comes later would find it taken. Whoever was not, is
         // told so by an error.
@@ -204,20 +204,12 @@ node_of_driver! {
     VirtioGpuNode, "virtio_gpu"
 }
 
-/// What went wrong in one of drm-rs's calls.
-pub(super) fn of_io(action: &'static str, bytes: u64, error: &std::io::Error) -> Error {
-    Error::io(action, bytes, Errno::from_io_error(error).unwrap_or(Errno::IO))
-}
-
 /// The nodes below [`DIR`], by kind and number.
 fn paths() -> Result<Vec<(PathBuf, NodeKind)>> {
     let entries = match std::fs::read_dir(DIR) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            return Err(Error::of_path("look for DRM nodes", DIR, errno));
-        }
+        Err(error) => return Err(Error::of_path("look for DRM nodes", DIR, errno_of(&error))),
     };
     let mut found: Vec<(PathBuf, NodeKind)> = entries
         .filter_map(|entry| {

@@ -18,9 +18,9 @@ use std::sync::Arc;
 use drm::buffer::Handle;
 use drm::control::Device as _;
 
-use super::node::{DrmNode, of_io};
+use super::node::DrmNode;
 use crate::backend::DmaBuf;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How often each handle of a node is held.
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ impl GemHandle {
     pub(crate) fn import(node: &Arc<DrmNode>, dma_buf: &DmaBuf) -> Result<GemHandle> {
         GemHandle::from_kernel(node, |node| {
             node.prime_fd_to_buffer(dma_buf.as_fd())
-                .map_err(|error| of_io("import a dma-buf", dma_buf.len_bytes(), &error))
+                .map_err(|error| Error::of_std("import a dma-buf", dma_buf.len_bytes(), &error))
         })
     }
 
@@ -86,7 +86,7 @@ impl GemHandle {
         let fd = self
             .node
             .buffer_to_prime_fd(self.handle, flags)
-            .map_err(|error| of_io("export a buffer as a dma-buf", 0, &error))?;
+            .map_err(|error| Error::of_std("export a buffer as a dma-buf", 0, &error))?;
         DmaBuf::new(fd)
     }
 

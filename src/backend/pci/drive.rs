@@ -31,7 +31,7 @@ use rustix::io::{Errno, pread, pwrite};
 
 use super::p2pmem::P2pAllocation;
 use crate::backend::Arena;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_of};
 use crate::pagemap::{Profile, Route};
 use crate::share::{Importer, Invalidated, PeerMap};
 use crate::submit::Access;
@@ -136,13 +136,7 @@ impl Drive {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(refused("it is not there"));
             }
-            Err(error) => {
-                return Err(Error::of_path(
-                    "open a drive",
-                    &name,
-                    Errno::from_io_error(&error).unwrap_or(Errno::IO),
-                ));
-            }
+            Err(error) => return Err(Error::of_path("open a drive", &name, errno_of(&error))),
         };
         let access = if writable { OFlags::RDWR } else { OFlags::RDONLY };
         let alone = if writable && is_block { OFlags::EXCL } else { OFlags::empty() };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_of};
 use crate::topology::{PciAddress, Resource, dir_of_function, text};
 
 /// How many BARs a function has.
@@ -88,12 +88,12 @@ impl Function {
         }
         let path = self.path("enable");
         let action = "enable a PCI device";
-        fs::write(&path, "1").map_err(|error| match Errno::from_io_error(&error) {
-            Some(Errno::BUSY) => Error::not_usable(
+        fs::write(&path, "1").map_err(|error| match errno_of(&error) {
+            Errno::BUSY => Error::not_usable(
                 self.address,
                 "it is not enabled, and as long as a driver is bound to it only that can enable it",
             ),
-            errno => Error::of_path(action, &path.display().to_string(), errno.unwrap_or(Errno::IO)),
+            errno => Error::of_path(action, &path.display().to_string(), errno),
         })?;
         Ok(Some(Enabled { path }))
     }

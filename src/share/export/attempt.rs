@@ -8,7 +8,6 @@
 //!
 //! Descriptors are made before the buffer moves, so a full table of them changes nothing.
 
-use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use devpagemap_fence::Slot;
@@ -64,6 +63,8 @@ struct Ready {
     dma_buf: Arc<DmaBuf>,
     layout: Option<Layout>,
     own_references: u64,
+    /// As in [`Given`].
+    shows_others: bool,
     /// The caller's.
     copy: DmaBuf,
 }
@@ -83,7 +84,7 @@ impl Ready {
             });
         }
         let copy = dma_buf.try_clone()?;
-        Ok(Ready { dma_buf, layout, own_references, copy })
+        Ok(Ready { dma_buf, layout, own_references, shows_others: false, copy })
     }
 }
 
@@ -192,9 +193,10 @@ impl Transaction<'_, '_, '_> {
             dma_buf: dma_buf.clone(),
             layout: known.layout,
             own_references: known.own_references,
+            shows_others: known.shows_others,
         };
         let crossed = self.let_cross(slot, ready)?;
-        self.publish(slot, attempt, crossed, known.via, false).map(|there| Some(Ok(there)))
+        self.publish(slot, attempt, crossed, known.via).map(|there| Some(Ok(there)))
     }
 
     fn export_in_place(
@@ -209,12 +211,7 @@ impl Transaction<'_, '_, '_> {
         let probe = Attachment::new(attempt.buffer, attempt.outsiders);
         self.check_may_be_held_in_system(slot, &probe.attached)?;
         let found = self.find_in_arena(slot)?;
-        let shows_others = self.shows_others(slot, found.as_ref());
-        let mut runs = Vec::new();
-        for span in self.spans_with(slot, found.as_ref()) {
-            push_run(&mut runs, span.start_bytes..span.end_bytes());
-        }
-        let made = self.make_in_place(attempt, exporter, &runs).and_then(|ready| {
+        let made = self.make_in_place(slot, attempt, exporter, found.as_ref()).and_then(|ready| {
             let crossed = self.let_cross(slot, ready)?;
             match &found {
                 Some(Found::Memory(..)) => {
@@ -227,7 +224,7 @@ impl Transaction<'_, '_, '_> {
         match made {
             Ok(crossed) => {
                 self.settle(slot, found);
-                self.publish(slot, attempt, crossed, attempt.via.clone(), shows_others).map(Ok)
+                self.publish(slot, attempt, crossed, attempt.via.clone()).map(Ok)
             }
             Err(failed) => {
                 self.give_back(slot, found);
@@ -267,20 +264,28 @@ impl Transaction<'_, '_, '_> {
         body(self).inspect_err(|_| self.exec.set_mut().state_mut(slot).across = None)
     }
 
+    /// A dma-buf of the pages that the buffer will have with what was found.
     fn make_in_place(
         &self,
+        slot: Slot,
         attempt: &Attempt<'_>,
         exporter: &dyn Exporter,
-        runs: &[Range<u64>],
+        found: Option<&Found>,
     ) -> Result<Ready, Failed> {
+        let mut runs = Vec::new();
+        for span in self.spans_with(slot, found) {
+            push_run(&mut runs, span.start_bytes..span.end_bytes());
+        }
         let limit = exporter.abilities().max_runs;
         if runs.len() > limit {
             return Err(WhyNot::TooManyRuns { runs: runs.len(), limit }.into());
         }
         let runs: Vec<(u64, u64)> = runs.iter().map(|run| (run.start, run.end - run.start)).collect();
         let source = Source::InPlace { memfd: self.manager.system.arena.memfd(), runs: &runs };
+        // Before the kernel takes the pages: a dma-buf keeps those that it was made of.
+        let shows_others = self.shows_others(slot, found);
         let made = exporter.make(attempt.wanted(), source)?;
-        Ok(Ready::new(Arc::new(made.dma_buf), made.layout, attempt.buffer)?)
+        Ok(Ready { shows_others, ..Ready::new(Arc::new(made.dma_buf), made.layout, attempt.buffer)? })
     }
 
     fn export_elsewhere(
@@ -298,20 +303,13 @@ impl Transaction<'_, '_, '_> {
         let ready = ready.take().expect("nothing of this restarts");
         let crossed = self.let_cross(slot, ready)?;
         self.undo_on_error(slot, |transaction| transaction.bring_outside(slot, pages))?;
-        self.publish(slot, attempt, crossed, attempt.via.clone(), false).map(Ok)
+        self.publish(slot, attempt, crossed, attempt.via.clone()).map(Ok)
     }
 
     /// The buffer is in the dma-buf's pages, or on its way: it stays there, and others may have it.
-    fn publish(
-        &mut self,
-        slot: Slot,
-        attempt: &Attempt<'_>,
-        crossed: Crossed,
-        via: Via,
-        shows_others: bool,
-    ) -> Result<Given> {
+    fn publish(&mut self, slot: Slot, attempt: &Attempt<'_>, crossed: Crossed, via: Via) -> Result<Given> {
         let Crossed { ready, across } = crossed;
-        let Ready { dma_buf, layout, own_references, copy } = ready;
+        let Ready { dma_buf, layout, own_references, shows_others, copy } = ready;
         let attachment = Attachment::new(attempt.buffer, attempt.outsiders);
         self.undo_on_error(slot, |transaction| transaction.enter_peer(slot, &attachment.attached))?;
         let (writable, weak) = (dma_buf.is_writable(), Arc::downgrade(&dma_buf));

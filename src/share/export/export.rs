@@ -13,7 +13,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use devpagemap_fence::Held;
+use devpagemap_fence::{FenceSet, Held};
 
 use super::attempt::{Attempt, Given};
 use super::policy;
@@ -191,31 +191,27 @@ impl Buffer {
         let Given { dma_buf, via, layout, shows_others } = given;
         let manager = &self.0.manager;
         if shows_others {
-            self.wait_for_its_own_bytes()?;
+            // What others had in its pages is nobody's to see.
+            let arrival = self.0.reservation.lock(&mut Held::enter()).arrival.clone();
+            self.wait_counted(&arrival, "its pages still had those of other buffers")?;
         }
         Counters::count(&manager.counters.exports);
         tracing::debug!(buffer = self.id(), %via, passed_over = reasons.len(), "exported");
         let export = Export { dma_buf, via, layout, reasons, fences: manager.crossing.source() };
         if let Err(why) = &export.fences {
-            let outstanding = self.fences();
-            if !outstanding.is_signaled() {
-                let reason = format!("export: waited for the bytes: {why}");
-                manager.reasons.count(&reason, &mut Held::in_destructor());
-            }
-            manager.wait(&outstanding)?;
+            self.wait_counted(&self.fences(), why)?;
         }
         Ok(export)
     }
 
-    /// What others had in its pages is nobody's to see.
-    fn wait_for_its_own_bytes(&self) -> Result<()> {
+    /// Waits for the bytes before anybody gets the descriptor.
+    fn wait_counted(&self, fences: &FenceSet, why: impl fmt::Display) -> Result<()> {
         let manager = &self.0.manager;
-        let arrival = self.0.reservation.lock(&mut Held::enter()).arrival.clone();
-        if !arrival.is_signaled() {
-            let reason = "export: waited for the bytes: its pages still had those of other buffers";
-            manager.reasons.count(reason, &mut Held::in_destructor());
+        if !fences.is_signaled() {
+            let reason = format!("export: waited for the bytes: {why}");
+            manager.reasons.count(&reason, &mut Held::in_destructor());
         }
-        manager.wait(&arrival)
+        manager.wait(fences)
     }
 
     fn not_exportable(&self, mut reasons: Vec<PassedOver>) -> Error {

@@ -1,9 +1,12 @@
 //! What the machine that runs offers: nodes, heaps, udmabuf, fences that a program signals, and what keeps this process from using them.
 
+use rustix::io::Errno;
+
 use crate::backend::drm::{DrmNode, NodeKind, VgemNode};
 use crate::backend::{Abilities, HeapFound, NodeFound, heaps};
 use crate::error::Error;
 use crate::share::{Via, WhyNot};
+use crate::sync_file::open_timeline;
 use crate::uapi;
 
 /// What dma-bufs and fences of the kernel can be made with here, and now. The kernel's modules come and go.
@@ -41,17 +44,12 @@ impl Offers {
 }
 
 fn sw_sync() -> Result<(), WhyNot> {
-    let path = uapi::sw_sync::PATH;
-    match std::fs::OpenOptions::new().read(true).write(true).open(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(WhyNot::NotHere { what: format!("there is no {path}").into() })
+    open_timeline().map(drop).map_err(|error| match error {
+        Error::Io { errno, .. } if errno == Errno::NOENT.raw_os_error() => {
+            WhyNot::NotHere { what: format!("there is no {}", uapi::sw_sync::PATH).into() }
         }
-        Err(error) => {
-            let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
-            Err(WhyNot::of(Error::of_path("open sw_sync", path, errno)))
-        }
-    }
+        error => WhyNot::of(error),
+    })
 }
 
 #[cfg(test)]
