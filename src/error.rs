@@ -188,6 +188,25 @@ pub enum Error {
         /// The descriptor.
         fd: i32,
     },
+    /// A descriptor of something else where a syncobj is needed.
+    NotASyncobj {
+        /// The descriptor.
+        fd: i32,
+    },
+    /// No node of this machine has syncobjs with timelines, or none that this process may open.
+    NoSyncobjs {
+        /// What was looked at, and why each will not do.
+        why: Arc<str>,
+    },
+    /// A point that cannot be the next of a syncobj.
+    PointOutOfOrder {
+        /// The point.
+        point: u64,
+        /// What stands in its way: `last`.
+        why: &'static str,
+        /// The point that does.
+        last: u64,
+    },
     /// Nothing on this machine makes kernel fences that a program signals.
     NoKernelFences {
         /// What was looked for, and why each will not do.
@@ -351,6 +370,13 @@ impl fmt::Display for Error {
             Error::DeviceLost => write!(f, "the device is lost"),
             Error::NotADmaBuf { fd, is } => write!(f, "descriptor {fd} is no dma-buf but {is}"),
             Error::NotASyncFile { fd } => write!(f, "descriptor {fd} is no sync_file"),
+            Error::NotASyncobj { fd } => write!(f, "descriptor {fd} is no syncobj"),
+            Error::NoSyncobjs { why } => {
+                write!(f, "no DRM node has syncobjs with timelines: {why}")
+            }
+            Error::PointOutOfOrder { point, why, last } => {
+                write!(f, "point {point} cannot be the next of a syncobj: {why} {last}")
+            }
             Error::NoKernelFences { why } => {
                 write!(f, "nothing on this machine makes kernel fences that a program signals: {why}")
             }

@@ -50,7 +50,7 @@
 //! | to know who can reach whose memory | [`Buffer::explain`], [`Device::registry`], [`pagemap`], [`topology`] |
 //! | VRAM in a PCI BAR, or a drive that reads into another device's memory | [`PciBar`], [`P2pMemory`], [`Drive`] |
 //! | to take a device away, or reset it | [`Device::unplug`], [`Device::reset`], [`Device::rearm`] |
-//! | others to wait for its work, and it for theirs | [`DeviceBuilder::fence_source`], [`Device::import_sync_file`], [`Device::export_sync_file`] |
+//! | others to wait for its work, and it for theirs | [`DeviceBuilder::fence_source`], [`Device::import_sync_file`], [`Device::export_sync_file`], [`Syncobj`] |
 //! | to know what happened, and why | [`Device::stats`], [`Device::events`], [`Error`] |
 //!
 //! # Locks
@@ -121,10 +121,10 @@ pub use share::{ExportTable, Kept};
 pub use size::Size;
 pub use stats::Stats;
 pub use submit::{Access, Arrivals, Job, Submission};
-#[cfg(not(any(loom, shuttle)))]
-pub use sync_file::FenceSource;
 #[cfg(any(loom, shuttle))]
-pub use sync_file::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved};
+pub use sync_file::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved, ModelSyncobj};
+#[cfg(not(any(loom, shuttle)))]
+pub use sync_file::{FenceSource, Syncobj};
 pub use unplug::{Revoke, Unplug, VramContents};
 
 pub use devpagemap_fence as fence;

@@ -2,10 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
-use devpagemap_fence::{Fence, FenceSet, Timeline};
+use devpagemap_fence::{Fence, FenceSet};
 
 use super::dma_buf::KernelSyncFile;
-use super::kernel::FenceInfo;
 use super::machine::descriptor_of;
 use crate::device::Device;
 use crate::driver::Driver;
@@ -32,14 +31,7 @@ impl<D: Driver> Device<D> {
     /// [`Error::NotASyncFile`](crate::Error::NotASyncFile), [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft).
     pub fn import_sync_file(&self, sync_file: OwnedFd) -> Result<Fence> {
         let (file, fences) = KernelSyncFile::check(sync_file)?;
-        if fences.iter().any(|fence| fence.ended.is_none()) {
-            return self.manager().crossing.listen(Box::new(file), &fences, Vec::new());
-        }
-        let Some(error) = fences.iter().find_map(FenceInfo::error) else { return Ok(Fence::signaled()) };
-        let timeline = Timeline::new("a fence that had failed");
-        let fence = timeline.next_point();
-        timeline.fail(fence.seqno(), error);
-        Ok(fence)
+        self.manager().crossing.fence_of(Box::new(file), &fences)
     }
 
     /// A `sync_file` that signals when all of `fences` have, for another driver or process to wait for. It becomes readable for poll.

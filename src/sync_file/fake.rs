@@ -1,16 +1,20 @@
 //! A kernel that is made up: reservation objects, sync_files, fences that expire when its clock is put forward, and calls that fail when they
 //! are told to. It remembers every moment at which somebody saw a dma-buf without a fence.
 
+pub(super) mod syncobj;
+
 use std::any::Any;
 use std::fmt;
 #[cfg(not(any(loom, shuttle)))]
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devpagemap_fence::sync::{Condvar, Mutex};
 
+#[cfg(not(any(loom, shuttle)))]
+use super::kernel::SyncObject;
 use super::kernel::{
     Ended, FenceInfo, Kernel, KernelFence, MadeFence, Outcome, Poller, ReservationObject, SyncFile,
     start_thread,
@@ -30,6 +34,8 @@ struct State {
     points: Vec<Point>,
     /// The fences of each reservation object.
     objects: Vec<Vec<(usize, Access)>>,
+    /// The points of each syncobj, with the fences in it, and what stands for the coming of others.
+    syncobjs: Vec<syncobj::State>,
     /// What pollers wait for, by what they report.
     watched: Vec<(u64, Vec<usize>)>,
     poked: bool,
@@ -89,7 +95,6 @@ impl FakeKernel {
     }
 
     /// The same, and nothing can be slept by: whoever tests it does what the keeper would do.
-    #[cfg(any(loom, shuttle))]
     pub(super) fn unkept(expiry: Duration) -> Arc<FakeKernel> {
         FakeKernel::with(Nature { kept: false, ..Nature::like_vgem(expiry) })
     }
@@ -118,6 +123,12 @@ impl FakeKernel {
         let mut state = self.state.lock();
         state.objects.push(Vec::new());
         Arc::new(FakeDmaBuf { kernel: self.this(), index: state.objects.len() - 1 })
+    }
+
+    pub(super) fn syncobj(&self) -> syncobj::FakeSyncobj {
+        let mut state = self.state.lock();
+        state.syncobjs.push(syncobj::State::default());
+        syncobj::FakeSyncobj::new(self.this(), state.syncobjs.len() - 1)
     }
 
     /// A fence of somebody else's.
@@ -228,6 +239,17 @@ impl Kernel for FakeKernel {
 
     fn start(&self, keeper: Box<dyn FnOnce() + Send>) -> Result<()> {
         if self.nature.kept { start_thread(keeper) } else { Ok(()) }
+    }
+
+    #[cfg(not(any(loom, shuttle)))]
+    fn create_syncobj(&self) -> Result<Box<dyn SyncObject>> {
+        self.call(&mut self.state.lock())?;
+        Ok(Box::new(self.syncobj()))
+    }
+
+    #[cfg(not(any(loom, shuttle)))]
+    fn open_syncobj(&self, fd: BorrowedFd<'_>) -> Result<Box<dyn SyncObject>> {
+        Err(Error::NotASyncobj { fd: fd.as_raw_fd() })
     }
 
     fn poller(&self) -> Result<Arc<dyn Poller>> {

@@ -112,7 +112,22 @@ fn name_of(fences: &[FenceInfo]) -> String {
 }
 
 impl Crossing {
-    /// A fence that signals once all of `fences`, which are those of `file`, have; some of them are ours.
+    /// A fence that signals once all of `fences`, which are those of `file`, have, with the first error among theirs.
+    ///
+    /// # Errors
+    /// [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft), what the system says.
+    pub(super) fn fence_of(self: &Arc<Self>, file: Box<dyn SyncFile>, fences: &[FenceInfo]) -> Result<Fence> {
+        if fences.iter().any(|fence| fence.ended.is_none()) {
+            return self.listen(file, fences, Vec::new());
+        }
+        let Some(error) = fences.iter().find_map(FenceInfo::error) else { return Ok(Fence::signaled()) };
+        let timeline = Timeline::new("a fence that had failed");
+        let fence = timeline.next_point();
+        timeline.fail(fence.seqno(), error);
+        Ok(fence)
+    }
+
+    /// The same for fences of which some are ours, whose errors do not count.
     ///
     /// # Errors
     /// [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft), what the system says.
@@ -122,12 +137,30 @@ impl Crossing {
         fences: &[FenceInfo],
         ours: Vec<Arc<Told>>,
     ) -> Result<Fence> {
+        self.begin_to_listen(file, fences, ours).map(|(_, fence)| fence)
+    }
+
+    /// A fence that signals once that of `file` has, and by which number the wait for it can be [ended](Crossing::stop_listening) early.
+    ///
+    /// # Errors
+    /// [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft), what the system says.
+    pub(super) fn listen_for(self: &Arc<Self>, file: Box<dyn SyncFile>) -> Result<(u64, Fence)> {
+        let fences = file.fences()?;
+        self.begin_to_listen(file, &fences, Vec::new())
+    }
+
+    fn begin_to_listen(
+        self: &Arc<Self>,
+        file: Box<dyn SyncFile>,
+        fences: &[FenceInfo],
+        ours: Vec<Arc<Told>>,
+    ) -> Result<(u64, Fence)> {
         let since = self.now();
         let timeline = Timeline::new(name_of(fences));
         let fence = timeline.next_point();
         let deadline = since + self.timeout;
-        self.wait_for(Wait { timeline, file, ours, since, deadline })?;
+        let id = self.wait_for(Wait { timeline, file, ours, since, deadline })?;
         Counters::count(&self.counts.listened);
-        Ok(fence)
+        Ok((id, fence))
     }
 }

@@ -67,8 +67,8 @@ impl Crossing {
         self.table.lock().next_id()
     }
 
-    /// Ends the point of `wait` in time.
-    pub(super) fn wait_for(self: &Arc<Self>, wait: Wait) -> Result<()> {
+    /// Ends the point of `wait` in time. Returns its number.
+    pub(super) fn wait_for(self: &Arc<Self>, wait: Wait) -> Result<u64> {
         let mut table = self.table.lock();
         let id = table.next_id();
         let poller = self.running(&mut table)?;
@@ -80,7 +80,12 @@ impl Crossing {
         if oversleeps {
             poller.poke();
         }
-        Ok(())
+        Ok(id)
+    }
+
+    /// Nobody needs to know any more; the fence of that wait fails, unless it is over.
+    pub(super) fn stop_listening(&self, id: u64) {
+        drop(self.take_wait(id));
     }
 
     /// Renews what is owed until it is over. Nothing for what does not expire.

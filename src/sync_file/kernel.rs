@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::fmt;
 #[cfg(not(any(loom, shuttle)))]
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,60 @@ pub(crate) trait ReservationObject: fmt::Debug + Send + Sync {
     /// # Errors
     /// What the kernel says; nothing has changed.
     fn import(&self, fences: &dyn SyncFile, access: Access) -> Result<()>;
+}
+
+/// What holds a fence, or a timeline of points with a fence in each, under a name that processes and devices share (a syncobj).
+pub(crate) trait SyncObject: fmt::Debug + Send + Sync {
+    /// The last point that is there; 0 for none.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn submitted(&self) -> Result<u64>;
+
+    /// The last point that has signalled.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[cfg(not(any(loom, shuttle)))]
+    fn reached(&self) -> Result<u64>;
+
+    /// Adds a point behind all that are there; puts the fences into the place of all points, for point 0.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing has changed.
+    fn add(&self, point: u64, fences: &dyn SyncFile) -> Result<()>;
+
+    /// Adds a point that has signalled.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing has changed.
+    fn signal(&self, point: u64) -> Result<()>;
+
+    /// Takes all points away.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing has changed.
+    #[cfg(not(any(loom, shuttle)))]
+    fn clear(&self) -> Result<()>;
+
+    /// The fences of a point, and of those before that have not signalled; of all, for point 0. `None` when it is not there.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn snapshot(&self, point: u64) -> Result<Option<Box<dyn SyncFile>>>;
+
+    /// What stands for the coming of a point: it has one fence, which has signalled when the point is there.
+    ///
+    /// # Errors
+    /// [`Error::NoDescriptorsLeft`], [`Error::Unsupported`], what the kernel says.
+    fn arrival(&self, point: u64) -> Result<Box<dyn SyncFile>>;
+
+    /// A descriptor, for others.
+    ///
+    /// # Errors
+    /// [`Error::NoDescriptorsLeft`].
+    #[cfg(not(any(loom, shuttle)))]
+    fn export(&self) -> Result<OwnedFd>;
 }
 
 /// A kernel fence that we signal. Dropping it signals it too, by the means of the kernel, which may be an error.
@@ -131,6 +185,20 @@ pub(crate) trait Kernel: fmt::Debug + Send + Sync {
 
     /// After how long the kernel itself signals what was made here; `None`: never.
     fn expires_after(&self) -> Option<Duration>;
+
+    /// A syncobj without points.
+    ///
+    /// # Errors
+    /// [`Error::NoSyncobjs`], [`Error::NoDescriptorsLeft`], what the kernel says.
+    #[cfg(not(any(loom, shuttle)))]
+    fn create_syncobj(&self) -> Result<Box<dyn SyncObject>>;
+
+    /// The syncobj behind a descriptor.
+    ///
+    /// # Errors
+    /// [`Error::NotASyncobj`], [`Error::NoSyncobjs`], [`Error::NoDescriptorsLeft`], what the kernel says.
+    #[cfg(not(any(loom, shuttle)))]
+    fn open_syncobj(&self, fd: BorrowedFd<'_>) -> Result<Box<dyn SyncObject>>;
 
     /// Something to wait with.
     ///

@@ -6,15 +6,16 @@
 //! | `vgem` | wherever its module is loaded, for who may open its primary node | 10 s, so it is renewed | no |
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devpagemap_fence::Outside;
 
 use super::epoll::Epoll;
-use super::kernel::{Kernel, MadeFence, Poller};
+use super::kernel::{Kernel, MadeFence, Poller, SyncObject};
 use super::sw_sync::SwSync;
+use crate::backend::drm::{SyncobjHandle, SyncobjNode};
 use crate::error::{Error, Result};
 
 /// What makes kernel fences that we signal.
@@ -51,13 +52,28 @@ pub(crate) struct Machine {
     wanted: FenceSource,
     /// What was found, or why nothing was. Its own lock.
     found: Outside<Option<Found>>,
+    /// Where syncobjs are made, once somebody has asked for one. Its own lock.
+    syncobjs: Outside<Option<SyncobjNode>>,
 }
 
 type Found = Result<Arc<dyn Source>>;
 
 impl Machine {
     pub(crate) fn new(wanted: FenceSource) -> Machine {
-        Machine { wanted, found: Outside::new("source of kernel fences", None) }
+        Machine {
+            wanted,
+            found: Outside::new("source of kernel fences", None),
+            syncobjs: Outside::new("node with syncobjs", None),
+        }
+    }
+
+    /// Looks for one until there is one: modules come and go.
+    fn syncobjs(&self) -> Result<SyncobjNode> {
+        let mut syncobjs = self.syncobjs.lock();
+        if let Some(node) = &*syncobjs {
+            return Ok(node.clone());
+        }
+        Ok(syncobjs.insert(SyncobjNode::find()?).clone())
     }
 
     /// What was found when somebody looked; looks if nobody has.
@@ -109,6 +125,17 @@ impl Kernel for Machine {
 
     fn expires_after(&self) -> Option<Duration> {
         self.found().ok().and_then(|source| source.expires_after())
+    }
+
+    fn create_syncobj(&self) -> Result<Box<dyn SyncObject>> {
+        Ok(Box::new(SyncobjHandle::create(&self.syncobjs()?)?))
+    }
+
+    fn open_syncobj(&self, fd: BorrowedFd<'_>) -> Result<Box<dyn SyncObject>> {
+        match SyncobjHandle::open(&self.syncobjs()?, fd)? {
+            Some(syncobj) => Ok(Box::new(syncobj)),
+            None => Err(Error::NotASyncobj { fd: fd.as_raw_fd() }),
+        }
     }
 
     fn poller(&self) -> Result<Arc<dyn Poller>> {

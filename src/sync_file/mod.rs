@@ -17,10 +17,11 @@
 //! | `foreign.rs` | theirs for us: a sync_file as a fence, with a deadline |
 //! | `keeper.rs` | the one thread, which exists while there is something to wait for or to renew |
 //! | `transact.rs` | where submissions, moves and CPU accesses meet all this |
+//! | `points.rs`, `syncobj.rs` | points of a syncobj, ours for them and theirs for us; what users see of it |
 //! | `explicit.rs` | fences that are handed over as descriptors |
 //! | `crossing.rs` | what a device has for it, and what it counts |
 //! | `kernel.rs` | what of the kernel it needs, as traits |
-//! | `machine.rs`, `vgem.rs`, `sw_sync.rs`, `dma_buf.rs`, `epoll.rs` | this machine's kernel |
+//! | `machine.rs`, `vgem.rs`, `sw_sync.rs`, `dma_buf.rs`, `sync_object.rs`, `epoll.rs` | this machine's kernel |
 //! | `fake.rs`, `model.rs`, `tests.rs` | a kernel that is made up, for tests and models |
 
 mod across;
@@ -41,8 +42,13 @@ mod kernel_fence;
 mod machine;
 #[cfg(any(loom, shuttle))]
 mod model;
+mod points;
 #[cfg(not(any(loom, shuttle)))]
 mod sw_sync;
+#[cfg(not(any(loom, shuttle)))]
+mod sync_object;
+#[cfg(not(any(loom, shuttle)))]
+mod syncobj;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 mod transact;
@@ -60,6 +66,8 @@ pub(crate) use machine::Machine;
 #[cfg(any(loom, shuttle))]
 pub(crate) use model::NoKernel;
 #[cfg(any(loom, shuttle))]
-pub use model::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved};
+pub use model::{CrossingModel, ModelDmaBuf, ModelFence, ModelReserved, ModelSyncobj};
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use sw_sync::open_timeline;
+#[cfg(not(any(loom, shuttle)))]
+pub use syncobj::Syncobj;

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use devpagemap_fence::{Fence, FenceSet};
 
+use super::fake::syncobj::FakeSyncobj;
 use super::fake::{FakeDmaBuf, FakeFence, FakeKernel};
 use super::kernel::{Kernel, MadeFence, Poller};
+use super::points::Points;
 use super::{Across, Crossing, Reserved};
 use crate::error::{Error, Result};
 use crate::submit::Access;
@@ -63,6 +65,13 @@ pub struct ModelFence(FakeFence);
 #[derive(Debug)]
 pub struct ModelReserved(Reserved);
 
+/// A syncobj, seen by us and by others.
+#[derive(Clone, Debug)]
+pub struct ModelSyncobj {
+    theirs: FakeSyncobj,
+    points: Arc<Points>,
+}
+
 impl CrossingModel {
     /// With fences that last for ever, and a keeper.
     #[expect(clippy::new_without_default, reason = "a model says what it is about")]
@@ -83,6 +92,12 @@ impl CrossingModel {
     pub fn dma_buf(&self) -> ModelDmaBuf {
         let theirs = self.kernel.dma_buf();
         ModelDmaBuf { across: self.crossing.across(theirs.clone()), theirs }
+    }
+
+    /// A syncobj without points.
+    pub fn syncobj(&self) -> ModelSyncobj {
+        let theirs = self.kernel.syncobj();
+        ModelSyncobj { points: Points::new(self.crossing.clone(), Box::new(theirs.clone())), theirs }
     }
 
     /// A fence of somebody else's.
@@ -131,6 +146,28 @@ impl ModelDmaBuf {
     /// Whether who polls for writing has to wait.
     pub fn is_busy(&self) -> bool {
         self.theirs.is_busy(Access::Write)
+    }
+}
+
+impl ModelSyncobj {
+    /// Adds a point with a kernel fence, which signals with `fence`.
+    pub fn attach(&self, point: u64, fence: &Fence) {
+        self.points.attach(point, &FenceSet::from(fence.clone())).expect("nothing was told to fail");
+    }
+
+    /// Adds a point when `fence` has signalled.
+    pub fn signal_after(&self, point: u64, fence: &Fence) {
+        self.points.signal_after(point, &FenceSet::from(fence.clone())).expect("nothing was told to fail");
+    }
+
+    /// Looks for a point.
+    pub fn fence_at(&self, point: u64) -> Fence {
+        self.points.fence_at(point).expect("nothing was told to fail")
+    }
+
+    /// The points that are there, in the order in which they came.
+    pub fn came(&self) -> Vec<u64> {
+        self.theirs.came()
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod dma_heap;
 pub(crate) mod dumb;
 pub(crate) mod sw_sync;
 pub(crate) mod sync_file;
+pub(crate) mod syncobj;
 pub(crate) mod udmabuf;
 pub(crate) mod userfaultfd;
 pub(crate) mod vgem;

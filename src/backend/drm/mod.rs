@@ -9,6 +9,7 @@
 //! | `import.rs` | which driver takes whose dma-bufs, said before it is tried |
 //! | `vgem.rs`, `virtio_gpu.rs` | the drivers that buffers are exported through |
 //! | `gbm.rs` | images, through libgbm |
+//! | `syncobj.rs` | holders of fences that processes and devices share |
 //!
 //! Numbers of calls that belong to one driver mean something else to another, so such calls take a type that only a node of that driver
 //! becomes ([`VgemNode`], [`VirtioGpuNode`]).
@@ -20,6 +21,7 @@ mod gbm;
 mod import;
 mod node;
 mod prime;
+mod syncobj;
 mod vgem;
 mod virtio_gpu;
 
@@ -31,6 +33,7 @@ pub use node::{NodeFound, NodeKind};
 pub(crate) use gbm::Gbm;
 pub(crate) use node::{DrmNode, VgemNode, VirtioGpuNode};
 pub(crate) use prime::GemHandle;
+pub(crate) use syncobj::{SyncobjHandle, SyncobjNode};
 pub(crate) use vgem::Vgem;
 pub(crate) use virtio_gpu::VirtioGpu;
 
