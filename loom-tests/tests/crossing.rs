@@ -140,3 +140,40 @@ fn a_fence_that_comes_while_the_keeper_ends_is_kept() {
         assert_eq!(heard.wait(), Ok(()));
     });
 }
+
+/// Two threads, at most three preemptions: somebody looks for a point just while it is promised. He waits for the work behind it, and
+/// for no keeper.
+#[test]
+fn who_looks_for_a_point_beside_its_promise_waits_for_the_work() {
+    explore(Some(3), || {
+        let model = CrossingModel::unkept();
+        let syncobj = model.syncobj();
+        let work = Timeline::new("work");
+        let fence = work.next_point();
+        let looks = {
+            let syncobj = syncobj.clone();
+            thread::spawn(move || syncobj.fence_at(1))
+        };
+        syncobj.attach(1, &fence);
+        let found = looks.join().expect("no panic");
+        assert!(!found.is_signaled(), "the work is not over");
+        work.signal(1);
+        assert_eq!(found.status(), Some(Ok(())));
+    });
+}
+
+/// Two threads, at most three preemptions: the work of two late points ends at the same time. They come in order.
+#[test]
+fn two_late_points_whose_work_ends_at_once_come_in_order() {
+    explore(Some(3), || {
+        let model = CrossingModel::unkept();
+        let syncobj = model.syncobj();
+        let (first, second) = (Timeline::new("first"), Timeline::new("second"));
+        syncobj.signal_after(1, &first.next_point());
+        syncobj.signal_after(2, &second.next_point());
+        let other = thread::spawn(move || second.signal(1));
+        first.signal(1);
+        other.join().expect("no panic");
+        assert_eq!(syncobj.came(), [1, 2]);
+    });
+}

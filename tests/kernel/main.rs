@@ -29,6 +29,7 @@ mod pattern;
 mod pci;
 mod setup;
 mod stranger;
+mod syncobjs;
 mod ttm;
 mod two_processes;
 mod who_imports;

@@ -1,7 +1,7 @@
 //! Tests that end their process: they run themselves again, and look at how that ends.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const CHILD: &str = "DEVPAGEMAP_TEST_CHILD";
 
@@ -9,12 +9,20 @@ const CHILD: &str = "DEVPAGEMAP_TEST_CHILD";
 /// `test` is the test's full name.
 #[track_caller]
 pub fn in_a_child(test: &str, body: impl FnOnce()) -> Option<Output> {
+    in_a_child_with(Stdio::null(), test, body)
+}
+
+/// The same, and the process has `stdin` as its standard input.
+#[track_caller]
+pub fn in_a_child_with(stdin: Stdio, test: &str, body: impl FnOnce()) -> Option<Output> {
     if std::env::var(CHILD).is_ok_and(|name| name == test) {
         body();
         return None;
     }
     let program = std::env::current_exe().expect("a test has a program");
-    let child = Command::new(program).args(["--exact", test, "--nocapture"]).env(CHILD, test).output();
+    let mut child = Command::new(program);
+    child.args(["--exact", test, "--nocapture"]).env(CHILD, test);
+    let child = child.stdin(stdin).output();
     Some(child.expect("the program can be run again"))
 }
 

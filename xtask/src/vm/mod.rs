@@ -238,7 +238,10 @@ impl Kernel {
     /// those to which it or the processor makes a difference.
     fn processors(&self) -> &'static [(&'static str, &'static str)] {
         match self.name {
-            "own" => &[("max", "nodes:: exports:: fences:: who_imports:: pci::"), ("EPYC", "nodes:: pci::")],
+            "own" => &[
+                ("max", "nodes:: exports:: fences:: syncobjs:: who_imports:: pci::"),
+                ("EPYC", "nodes:: pci::"),
+            ],
             _ => &[("max", "")],
         }
     }
