@@ -13,6 +13,7 @@ pub(crate) mod drm;
 pub(crate) mod exporter;
 #[cfg(not(any(loom, shuttle)))]
 mod jobs;
+mod mapped_file;
 #[cfg(any(test, loom, shuttle))]
 mod memfd_pages;
 mod memory;

@@ -21,7 +21,6 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::ffi::c_void;
 use std::fmt;
 #[cfg(any(test, loom, shuttle))]
 use std::os::fd::OwnedFd;
@@ -34,13 +33,13 @@ use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{FenceSet, Outside};
 use devpagemap_migrate::{MemoryFile, SysAddr};
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::ProtFlags;
 
 #[cfg(not(any(loom, shuttle)))]
 use super::DmaBuf;
 #[cfg(not(any(loom, shuttle)))]
 use super::exporter::Window;
+use super::mapped_file::MappedFile;
 use crate::error::{Error, Result};
 
 /// What outside pages begin at a multiple of.
@@ -115,10 +114,8 @@ pub(crate) struct OutsideMemory {
 
 /// Outside pages, mapped until this is dropped.
 pub(crate) struct OutsidePages {
-    /// Where they are mapped. Constant.
-    start: NonNull<u8>,
-    /// Constant.
-    len_bytes: u64,
+    /// Unmapped once the table has it no longer. Constant.
+    mapped: Arc<MappedFile>,
     /// Constant.
     at: SysAddr,
     /// Constant.
@@ -134,12 +131,6 @@ pub(crate) struct OutsidePages {
     _keep: Box<dyn Any + Send + Sync>,
 }
 
-// SAFETY: addresses and lengths; the bytes are reached only through raw pointers, and who may touch which when is decided by the fences
-// of the buffers that own them, on every thread alike. File and `keep` are Send and Sync.
-unsafe impl Send for OutsidePages {}
-// SAFETY: as above; no method hands out a reference to the mapped bytes.
-unsafe impl Sync for OutsidePages {}
-
 impl OutsidePages {
     /// Their first address.
     pub(crate) fn at(&self) -> SysAddr {
@@ -147,7 +138,7 @@ impl OutsidePages {
     }
 
     pub(crate) fn len_bytes(&self) -> u64 {
-        self.len_bytes
+        self.mapped.len_bytes()
     }
 
     /// Whether anybody may write them.
@@ -170,7 +161,7 @@ impl fmt::Debug for OutsidePages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OutsidePages")
             .field("at", &self.at)
-            .field("len_bytes", &self.len_bytes)
+            .field("len_bytes", &self.len_bytes())
             .field("writable", &self.writable)
             .field("role", &self.role)
             .finish_non_exhaustive()
@@ -180,10 +171,6 @@ impl fmt::Debug for OutsidePages {
 impl Drop for OutsidePages {
     fn drop(&mut self) {
         self.table.forget(self);
-        // SAFETY: start and len_bytes are what mmap returned and got. Nobody finds the range any more, and who has found it was done
-        // before its last owner let go: see the head of the module.
-        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len_bytes as usize) };
-        debug_assert!(unmapped.is_ok(), "unmapping outside pages failed: {unmapped:?}");
     }
 }
 
@@ -219,13 +206,9 @@ struct Ranges {
 }
 
 struct Range {
-    len_bytes: u64,
-    start: NonNull<u8>,
+    mapped: Arc<MappedFile>,
     file: OutsideFile,
 }
-
-// SAFETY: as for OutsidePages.
-unsafe impl Send for Range {}
 
 impl OutsideTable {
     /// A table for what is behind an arena of so many bytes.
@@ -248,20 +231,19 @@ impl OutsideTable {
     /// [`Error::InvalidSize`], [`Error::Io`] when the system does not map them.
     pub(crate) fn map(self: &Arc<Self>, memory: OutsideMemory) -> Result<Arc<OutsidePages>> {
         let OutsideMemory { file, len_bytes, writable, role, keep } = memory;
-        let start = map_file(&file, len_bytes, writable)?;
+        let mapped = Arc::new(map_file(&file, len_bytes, writable)?);
         let at = {
             let mut ranges = self.ranges.lock();
             let at = ranges.next;
             // 2^63 bytes are a million imports a second of 100 MiB each, for a day.
             ranges.next = at.checked_add(len_bytes + PAGE_BYTES).expect("no machine maps so much");
-            ranges.mapped.insert(at, Range { len_bytes, start, file: file.clone() });
+            ranges.mapped.insert(at, Range { mapped: mapped.clone(), file: file.clone() });
             SysAddr(at)
         };
         self.bytes_of(role).fetch_add(len_bytes, Ordering::Relaxed);
         let table = self.clone();
         Ok(Arc::new(OutsidePages {
-            start,
-            len_bytes,
+            mapped,
             at,
             writable,
             role,
@@ -296,7 +278,7 @@ impl OutsideTable {
     fn forget(&self, pages: &OutsidePages) {
         let gone = self.ranges.lock().mapped.remove(&pages.at.0);
         debug_assert!(gone.is_some(), "{pages:?} are in the table until they are dropped");
-        self.bytes_of(pages.role).fetch_sub(pages.len_bytes, Ordering::Relaxed);
+        self.bytes_of(pages.role).fetch_sub(pages.len_bytes(), Ordering::Relaxed);
     }
 
     /// Bytes that are mapped now, for that reason.
@@ -313,10 +295,7 @@ impl OutsideTable {
 
     /// The address of `len_bytes` at `at`; `None` when they are not all within one range.
     pub(super) fn address(&self, at: u64, len_bytes: u64) -> Option<NonNull<u8>> {
-        self.find(at, len_bytes, |range, offset| {
-            // SAFETY: `find` checked that the offset lies within the range, or one past its end.
-            unsafe { range.start.add(offset as usize) }
-        })
+        self.find(at, len_bytes, |range, offset| range.mapped.address(offset, len_bytes))?
     }
 
     /// The file that holds these bytes, and where in it.
@@ -331,7 +310,7 @@ impl OutsideTable {
         let ranges = self.ranges.lock();
         let (first, range) = ranges.mapped.range(..=at).next_back()?;
         let offset = at - first;
-        (offset.checked_add(len_bytes)? <= range.len_bytes).then(|| found(range, offset))
+        (offset.checked_add(len_bytes)? <= range.mapped.len_bytes()).then(|| found(range, offset))
     }
 }
 
@@ -346,22 +325,14 @@ impl fmt::Debug for OutsideTable {
     }
 }
 
-fn map_file(file: &OutsideFile, len_bytes: u64, writable: bool) -> Result<NonNull<u8>> {
-    let io = |errno| Error::io("map outside pages", len_bytes, errno);
-    let len = match usize::try_from(len_bytes) {
-        Ok(len) if len > 0 && len_bytes.is_multiple_of(PAGE_BYTES) => len,
-        _ => {
-            let why = "are not a positive number of whole pages";
-            return Err(Error::InvalidSize { what: "outside pages", bytes: len_bytes, why });
-        }
-    };
-    let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-    // SAFETY: a new mapping at an address of the kernel's choice. Other processes may have the same pages, which is why nobody makes a
-    // reference to them.
-    let start =
-        unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file.as_fd(), file.offset_bytes()) }
-            .map_err(io)?;
-    NonNull::new(start.cast::<c_void>()).map(NonNull::cast).ok_or_else(|| io(Errno::NOMEM))
+fn map_file(file: &OutsideFile, len_bytes: u64, writable: bool) -> Result<MappedFile> {
+    if len_bytes == 0 || !len_bytes.is_multiple_of(PAGE_BYTES) {
+        let why = "are not a positive number of whole pages";
+        return Err(Error::InvalidSize { what: "outside pages", bytes: len_bytes, why });
+    }
+    let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+    MappedFile::new(file.as_fd(), file.offset_bytes(), len_bytes, protection)
+        .map_err(|errno| Error::io("map outside pages", len_bytes, errno))
 }
 
 #[cfg(test)]

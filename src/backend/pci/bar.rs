@@ -21,8 +21,8 @@ use devpagemap_migrate::{Addr, MemoryFile, MemoryMap, VramAddr};
 use rustix::fs::{FlockOperation, flock, fstat};
 use rustix::io::Errno;
 
-use super::function::{Enabled, Function};
-use super::mapped::Mapped;
+use super::function::{Enabled, Function, map_memory};
+use crate::backend::mapped_file::MappedFile;
 use crate::cpu::Caching;
 use crate::error::{Error, Result};
 use crate::size::Size;
@@ -48,7 +48,7 @@ pub struct PciBar {
     /// Constant.
     resource: Resource,
     /// Unmapped before the function is disabled. Constant.
-    mapped: Mapped,
+    mapped: MappedFile,
     /// What is mapped. Constant.
     file: OwnedFd,
     /// Keeps others off, where `file` does not. Constant.
@@ -108,7 +108,7 @@ impl PciBar {
             return Err(refused(format!("its file has {file_bytes} bytes and not {wanted_bytes}")));
         }
         let enabled = function.enable()?;
-        let mapped = Mapped::new(file.as_fd(), resource.len_bytes()).map_err(|errno| match errno {
+        let mapped = map_memory(file.as_fd(), resource.len_bytes()).map_err(|errno| match errno {
             Errno::PERM | Errno::ACCESS => {
                 let path = function.path(&plain).display().to_string();
                 Error::NoRights { path: path.into(), action: "map a BAR (is the kernel locked down?)" }
@@ -165,8 +165,8 @@ impl PciBar {
     }
 }
 
-// SAFETY: Mapped checks bounds, and lives as long as self. The memory is the device's: this process reaches it through raw pointers only,
-// and the lock on its file keeps others off.
+// SAFETY: MappedFile checks bounds, and lives as long as self. The memory is the device's: this process reaches it through raw pointers
+// only, and the lock on its file keeps others off.
 unsafe impl MemoryMap for PciBar {
     fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>> {
         match addr {

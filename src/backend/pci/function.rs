@@ -1,12 +1,14 @@
 //! A PCI function, as sysfs shows it to those who want its memory.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
+use rustix::mm::{Advice, ProtFlags};
 
+use crate::backend::mapped_file::MappedFile;
 use crate::error::{Error, Result, errno_of};
 use crate::topology::{PciAddress, Resource, dir_of_function, text};
 
@@ -97,6 +99,15 @@ impl Function {
         })?;
         Ok(Some(Enabled { path }))
     }
+}
+
+/// Maps the first `len_bytes` of a file that stands for memory on the bus. A forked child does not have them.
+pub(super) fn map_memory(file: BorrowedFd<'_>, len_bytes: u64) -> std::result::Result<MappedFile, Errno> {
+    let mapped = MappedFile::new(file, 0, len_bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+    // SAFETY: the advice changes nothing in this process.
+    let kept = unsafe { mapped.advise(0, len_bytes, Advice::LinuxDontFork) };
+    debug_assert!(kept.is_ok(), "a whole mapping can be kept from children: {kept:?}");
+    Ok(mapped)
 }
 
 /// A function that would not answer otherwise.

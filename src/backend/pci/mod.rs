@@ -11,7 +11,6 @@
 mod bar;
 mod drive;
 mod function;
-mod mapped;
 mod p2pmem;
 
 pub use bar::PciBar;

@@ -17,8 +17,8 @@ use devpagemap_allocator::PAGE_BYTES;
 use devpagemap_migrate::{Addr, MemoryMap, VramAddr, copy};
 use rustix::io::Errno;
 
-use super::function::Function;
-use super::mapped::Mapped;
+use super::function::{Function, map_memory};
+use crate::backend::mapped_file::MappedFile;
 use crate::error::{Error, Result};
 use crate::pagemap::{Owner, Pagemap, PagemapSpec, Registry};
 use crate::size::Size;
@@ -90,7 +90,7 @@ impl P2pMemory {
             return Err(Error::InvalidSize { what, bytes, why });
         }
         let file = self.function.open("p2pmem/allocate", "allocate peer memory")?;
-        let mapped = Mapped::new(file.as_fd(), bytes).map_err(|errno| match errno {
+        let mapped = map_memory(file.as_fd(), bytes).map_err(|errno| match errno {
             Errno::NOMEM => {
                 let why = format!("{bytes} bytes are wanted in one piece, and {} are left", self.available());
                 Error::not_usable(format_args!("peer memory of {}", self.address()), why)
@@ -116,7 +116,7 @@ pub struct P2pAllocation {
     /// Constant.
     address: PciAddress,
     /// Constant.
-    mapped: Mapped,
+    mapped: MappedFile,
 }
 
 impl P2pAllocation {
@@ -169,7 +169,7 @@ impl P2pAllocation {
     }
 }
 
-// SAFETY: Mapped checks bounds, and lives as long as self. The kernel gives these pages to nobody else meanwhile.
+// SAFETY: MappedFile checks bounds, and lives as long as self. The kernel gives these pages to nobody else meanwhile.
 unsafe impl MemoryMap for P2pAllocation {
     fn resolve(&self, addr: Addr, len_bytes: u64) -> Option<NonNull<u8>> {
         match addr {
