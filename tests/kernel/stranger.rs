@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, Updater, ioctl, opcode};
 
-use crate::setup::node;
+use crate::card::Card;
 
 /// `DRM_IOCTL_VGEM_FENCE_ATTACH` and `DRM_IOCTL_VGEM_FENCE_SIGNAL`.
 const ATTACH: Opcode = opcode::read_write::<[u32; 4]>(b'd', 0x41);
@@ -40,7 +40,7 @@ pub enum Does {
 }
 
 /// The primary node of vgem, in the hands of somebody else.
-pub struct Vgem(File);
+pub struct Vgem(Card);
 
 impl AsFd for Vgem {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -53,8 +53,7 @@ impl drm::control::Device for Vgem {}
 
 impl Vgem {
     pub fn open() -> Vgem {
-        let path = node("vgem").expect("it is there");
-        Vgem(File::options().read(true).write(true).open(path).expect("it may be opened"))
+        Vgem(Card::open("vgem"))
     }
 
     /// A buffer of so many bytes, as a dma-buf.
