@@ -1,5 +1,6 @@
 //! Fences across the boundary to the kernel: our work in the reservation object of a dma-buf, and others' work in our timelines.
 
+use std::fmt::Debug;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,29 @@ fn submit(device: &Device<SoftwareGpu>, buffer: &Buffer, access: Access) -> Fenc
     submitted.expect("a job is queued")
 }
 
+/// That who is to read the bytes has to wait, and who is to write them too.
+#[track_caller]
+fn expect_busy(dma_buf: impl AsFd, which: impl Debug) {
+    for does in [Does::Reads, Does::Writes] {
+        assert!(is_busy(&dma_buf, does), "who {does:?} does not wait: {which:?}");
+    }
+}
+
+/// That both may go ahead, now or soon.
+#[track_caller]
+fn expect_ready(dma_buf: impl AsFd, which: impl Debug) {
+    for does in [Does::Reads, Does::Writes] {
+        assert!(is_ready_within(&dma_buf, does, FOREVER), "who {does:?} still waits: {which:?}");
+    }
+}
+
+/// That work waits for something, and goes on waiting.
+#[track_caller]
+fn expect_waiting<'a>(work: impl IntoIterator<Item = &'a Fence>) {
+    std::thread::sleep(A_MOMENT);
+    work.into_iter().for_each(|fence| assert!(!fence.is_signaled(), "{fence:?}"));
+}
+
 fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("there is /proc").count()
 }
@@ -70,11 +94,10 @@ fn who_polls_a_dma_buf_waits_for_our_writes_as_reader_and_as_writer() {
         let (dma_buf, buffer) = imported(&vgem, &device);
         assert!(!is_busy(&dma_buf, Does::Writes));
         let (job, gate) = start(&device, &[&buffer], Access::Write);
-        assert!(is_busy(&dma_buf, Does::Reads) && is_busy(&dma_buf, Does::Writes), "{source:?}");
+        expect_busy(&dma_buf, source);
         assert!(!is_ready_within(&dma_buf, Does::Reads, A_MOMENT));
         gate.signal(1);
-        assert!(is_ready_within(&dma_buf, Does::Reads, FOREVER), "{source:?}");
-        assert!(is_ready_within(&dma_buf, Does::Writes, FOREVER), "{source:?}");
+        expect_ready(&dma_buf, source);
         job.wait().expect("it does nothing");
     }
 }
@@ -91,7 +114,7 @@ fn who_polls_a_dma_buf_waits_for_our_reads_as_writer_alone() {
         let (_job, gate) = start(&device, &[&buffer], Access::Read);
         assert!(!is_busy(&dma_buf, Does::Reads) && is_busy(&dma_buf, Does::Writes), "{source:?}");
         gate.signal(1);
-        assert!(is_ready_within(&dma_buf, Does::Writes, FOREVER), "{source:?}");
+        expect_ready(&dma_buf, source);
     }
 }
 
@@ -111,10 +134,9 @@ fn a_buffer_under_a_queued_move_blocks_poll_on_its_exported_descriptor() {
         let (_job, gate) = start(&device, &[&buffer], Access::Write);
         let export = buffer.export(via.clone()).expect("this guest has it");
         assert!(export.fences().is_ok());
-        assert!(is_busy(&export, Does::Reads) && is_busy(&export, Does::Writes), "{source:?}, {via}");
+        expect_busy(&export, (source, &via));
         gate.signal(1);
-        assert!(is_ready_within(&export, Does::Reads, FOREVER), "{source:?}, {via}");
-        assert!(is_ready_within(&export, Does::Writes, FOREVER), "{source:?}, {via}");
+        expect_ready(&export, (source, &via));
         let mut bytes = [0; 5];
         buffer.read_at(0, &mut bytes).expect("it was moved");
         assert_eq!(&bytes, b"moved");
@@ -133,8 +155,7 @@ fn a_foreign_write_delays_our_jobs_and_the_cpu_and_a_foreign_read_our_writes() {
 
     let write = vgem.attach(handle, Does::Writes).expect("it is idle");
     let reader = submit(&device, &buffer, Access::Read);
-    std::thread::sleep(A_MOMENT);
-    assert!(!reader.is_signaled());
+    expect_waiting([&reader]);
     std::thread::scope(|scope| {
         let cpu = scope.spawn(|| buffer.read_at(0, &mut [0]));
         std::thread::sleep(A_MOMENT);
@@ -148,8 +169,7 @@ fn a_foreign_write_delays_our_jobs_and_the_cpu_and_a_foreign_read_our_writes() {
     submit(&device, &buffer, Access::Read).wait().expect("readers do not wait for readers");
     buffer.read_at(0, &mut [0]).expect("nor does the CPU");
     let writer = submit(&device, &buffer, Access::Write);
-    std::thread::sleep(A_MOMENT);
-    assert!(!writer.is_signaled());
+    expect_waiting([&writer]);
     vgem.signal(read);
     writer.wait().expect("the other has read");
 }
@@ -164,7 +184,7 @@ fn a_foreign_write_delays_our_move() {
     let buffer = device.buffer(Size::bytes(BYTES)).create().expect("a buffer");
     buffer.write_at(0, b"mine").expect("it has system memory");
     let export = buffer.export(Via::Vgem).expect("this guest has it");
-    assert!(is_ready_within(&export, Does::Writes, FOREVER));
+    expect_ready(&export, Via::Vgem);
     let handle = vgem.import(&export);
     let fence = vgem.attach(handle, Does::Writes).expect("it is idle");
     vgem.close_buffer(handle).expect("it is open");
@@ -172,8 +192,7 @@ fn a_foreign_write_delays_our_move() {
     // Nobody outside has it any more. Back in VRAM its bytes are when the other has written them, and not before.
     let moves_before = device.stats().moves;
     let job = submit(&device, &buffer, Access::Read);
-    std::thread::sleep(A_MOMENT);
-    assert!(!job.is_signaled());
+    expect_waiting([&job]);
     vgem.signal(fence);
     job.wait().expect("the other has written");
     let start = Instant::now();
@@ -222,8 +241,7 @@ fn a_foreign_timeline_that_is_closed_fails_our_job_by_its_name() {
     let timeline = SwSync::open();
     let_in(&dma_buf, timeline.point(1), Does::Writes);
     let job = submit(&device, &buffer, Access::Read);
-    std::thread::sleep(A_MOMENT);
-    assert!(!job.is_signaled());
+    expect_waiting([&job]);
     timeline.count();
     job.wait().expect("the other has written");
     let_in(&dma_buf, timeline.point(2), Does::Writes);
@@ -277,8 +295,7 @@ fn two_devices_that_share_a_dma_buf_wait_for_each_other_through_the_kernel() {
         let (first, gate) = start(&one, &[&buffer], Access::Write);
         let second = submit(&other, &same, Access::Write);
         let third = submit(&one, &buffer, Access::Read);
-        std::thread::sleep(A_MOMENT);
-        assert!(!first.is_signaled() && !second.is_signaled() && !third.is_signaled());
+        expect_waiting([&first, &second, &third]);
         gate.signal(1);
         for job in [first, second, third] {
             job.wait().expect("it does nothing");
@@ -302,13 +319,12 @@ fn a_fence_goes_from_one_dma_buf_to_another_as_a_sync_file() {
         let file = device.export_sync_file(&FenceSet::from(job.clone())).expect("there is a source");
         assert!(!is_ready_within(&file, Does::Reads, A_MOMENT));
         let_in(&second, &file, Does::Writes);
-        assert!(is_busy(&second, Does::Reads));
+        expect_busy(&second, source);
         let back = device.import_sync_file(file.try_clone().expect("one more")).expect("it is one");
         assert!(!back.is_signaled());
         gate.signal(1);
-        assert!(
-            is_ready_within(&file, Does::Reads, FOREVER) && is_ready_within(&second, Does::Writes, FOREVER)
-        );
+        assert!(is_ready_within(&file, Does::Reads, FOREVER), "{source:?}");
+        expect_ready(&second, source);
         assert_eq!(back.wait(), Ok(()));
         assert_eq!(device.import_sync_file(file).map(|fence| fence.is_signaled()), Ok(true));
     }
@@ -335,10 +351,9 @@ fn a_fence_that_is_attached_through_vgems_import_of_a_udmabuf_is_seen() {
     let dma_buf = udmabuf(BYTES);
     let buffer = device.import(dma_buf.as_fd()).create().expect("it is a dma-buf");
     let fence = vgem.attach(vgem.import(&dma_buf), Does::Writes).expect("it is idle");
-    assert!(is_busy(&dma_buf, Does::Reads));
+    expect_busy(&dma_buf, "a udmabuf");
     let job = submit(&device, &buffer, Access::Read);
-    std::thread::sleep(A_MOMENT);
-    assert!(!job.is_signaled());
+    expect_waiting([&job]);
     vgem.signal(fence);
     job.wait().expect("the other has written");
 }
@@ -359,7 +374,7 @@ fn work_that_takes_longer_than_vgems_fences_last_is_waited_for_without_a_gap() {
     assert!(device.stats().kernel_fences_renewed >= 1);
     gate.signal(1);
     job.wait().expect("it does nothing");
-    assert!(is_ready_within(&dma_buf, Does::Writes, FOREVER));
+    expect_ready(&dma_buf, FenceSource::Vgem);
     assert_eq!(device.stats().kernel_fences_expired, 0);
 }
 
@@ -384,7 +399,7 @@ fn a_process_that_is_killed_leaves_nobody_waiting() {
         });
         let Some(ended) = ended else { return };
         child::expect_killed(&ended, 9);
-        assert!(is_ready_within(&dma_buf, Does::Writes, FOREVER), "{source:?}");
+        expect_ready(&dma_buf, source);
     }
 }
 
@@ -405,7 +420,7 @@ fn no_descriptor_is_left_when_a_device_is_gone() {
                 let job = submit(&device, &buffer, Access::Write);
                 vgem.signal(fence);
                 job.wait().expect("it does nothing");
-                assert!(is_ready_within(&dma_buf, Does::Writes, FOREVER));
+                expect_ready(&dma_buf, source);
             }
         }
         let start = Instant::now();
