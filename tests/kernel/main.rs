@@ -3,7 +3,7 @@
 //!
 //! How to add a test:
 //!
-//! - A module of its own for each subject, named below, with tests whose names are sentences.
+//! - A module of its own for each subject, named below, with tests whose names are sentences. A long one is a folder (`exports`).
 //! - A test begins by asking for what it needs: `if !need(&[Thing::Vgem, Thing::Udmabuf]) { return; }`. On a machine that
 //!   does not have it the test says so and is skipped; in a guest that must have it the test fails. What no guest has
 //!   yet goes into `Thing` (`setup.rs`), and into the lists of `xtask/src/vm/mod.rs`.
