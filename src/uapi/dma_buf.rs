@@ -98,8 +98,8 @@ pub(crate) fn set_name(dma_buf: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno
     }
 }
 
-/// A sync_file of all fences that a `how` of the bytes would have to wait for now. Its signal is what poll waits for: `POLLIN` for a
-/// reader, `POLLOUT` for a writer.
+/// A sync_file of all fences that are in the dma-buf at the time of the call and that a `how` of the bytes has to wait for. Its signal is what
+/// poll waits for: `POLLIN` for a reader, `POLLOUT` for a writer.
 ///
 /// # Errors
 /// `ENOTTY` before Linux 6.0, `EMFILE` with a full table of descriptors.
