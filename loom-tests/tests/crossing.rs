@@ -3,9 +3,16 @@
 
 use std::sync::Arc;
 
-use devpagemap::{CrossingModel, Timeline};
+use devpagemap::{CrossingModel, ModelDmaBuf, Timeline};
 use devpagemap_loom_tests::explore;
 use loom::thread;
+
+/// Work of ours that the kernel has a fence for, until the timeline comes to its first point.
+fn work_on(dma_buf: &ModelDmaBuf) -> Timeline {
+    let work = Timeline::new("work");
+    dma_buf.reserve().arm(&work.next_point());
+    work
+}
 
 /// Two threads, every interleaving: work ends just while its kernel fence is renewed. Before it has ended nobody may see the dma-buf idle, and
 /// afterwards nothing is outstanding.
@@ -14,10 +21,7 @@ fn a_signal_beside_a_renewal_leaves_no_gap_and_nothing_outstanding() {
     explore(None, || {
         let model = Arc::new(CrossingModel::unkept());
         let dma_buf = model.dma_buf();
-        let work = Timeline::new("work");
-        let fence = work.next_point();
-        let reserved = dma_buf.reserve();
-        reserved.arm(&fence);
+        let work = work_on(&dma_buf);
         model.until_renewal();
         let keeper = {
             let model = model.clone();
@@ -43,9 +47,7 @@ fn what_is_armed_and_what_is_given_up_are_both_signalled() {
             let dma_buf = dma_buf.clone();
             thread::spawn(move || drop(dma_buf.reserve()))
         };
-        let work = Timeline::new("work");
-        let fence = work.next_point();
-        dma_buf.reserve().arm(&fence);
+        let work = work_on(&dma_buf);
         assert!(dma_buf.is_busy(), "the work is not over");
         work.signal(1);
         gives_up.join().expect("no panic");
@@ -60,9 +62,7 @@ fn a_stranger_is_heard_of_beside_our_own_signal() {
     explore(Some(3), || {
         let model = Arc::new(CrossingModel::unkept());
         let dma_buf = Arc::new(model.dma_buf());
-        let work = Timeline::new("work");
-        let fence = work.next_point();
-        dma_buf.reserve().arm(&fence);
+        let work = work_on(&dma_buf);
         let stranger = model.stranger();
         dma_buf.attach(&stranger);
         let signaller = thread::spawn(move || work.signal(1));
@@ -79,9 +79,7 @@ fn a_stranger_is_heard_of_beside_a_renewal() {
     explore(Some(3), || {
         let model = Arc::new(CrossingModel::unkept());
         let dma_buf = Arc::new(model.dma_buf());
-        let work = Timeline::new("work");
-        let fence = work.next_point();
-        dma_buf.reserve().arm(&fence);
+        let work = work_on(&dma_buf);
         let stranger = model.stranger();
         dma_buf.attach(&stranger);
         model.until_renewal();

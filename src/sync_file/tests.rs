@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use devpagemap_fence::{Fence, FenceError, Timeline};
 
-use super::fake::{FakeDmaBuf, FakeKernel};
+use super::fake::{FakeDmaBuf, FakeFence, FakeKernel};
 use crate::bo::{Buffer, Place};
 use crate::error::Error;
 use crate::submit::Access;
@@ -64,6 +64,13 @@ impl Scene {
 
     fn submit(&self, buffer: &Buffer, access: Access) -> crate::Result<Fence> {
         self.device.submit().uses(buffer, access).run(|gpu, job| gpu.run(job, |_| Ok(())))
+    }
+
+    /// Work of somebody else's, which is outstanding.
+    fn stranger(&self, dma_buf: &FakeDmaBuf, access: Access) -> FakeFence {
+        let stranger = self.kernel.stranger();
+        dma_buf.attach(&stranger, access);
+        stranger
     }
 
     fn has_a_keeper(&self) -> bool {
@@ -140,8 +147,7 @@ fn a_move_waits_for_a_stranger_and_is_waited_for() {
     let buffer = scene.buffer(Place::VRAM);
     buffer.write_at(0, b"here").expect("it gets system memory");
     let dma_buf = scene.share(&buffer);
-    let stranger = scene.kernel.stranger();
-    dma_buf.attach(&stranger, Access::Write);
+    let stranger = scene.stranger(&dma_buf, Access::Write);
     buffer.place_now().expect("VRAM is empty");
     assert!(!buffer.fences().is_signaled(), "the move waits for the stranger");
     assert_eq!(scene.kernel.outstanding(), 2, "the stranger's and the move's");
@@ -158,8 +164,7 @@ fn a_move_goes_on_behind_a_stranger_that_fails_and_the_job_that_needs_it_does_no
     let buffer = scene.buffer(Place::VRAM);
     buffer.write_at(0, b"here").expect("it gets system memory");
     let dma_buf = scene.share(&buffer);
-    let stranger = scene.kernel.stranger();
-    dma_buf.attach(&stranger, Access::Write);
+    let stranger = scene.stranger(&dma_buf, Access::Write);
     let job = scene.submit(&buffer, Access::Read).expect("it is queued");
     stranger.fail(ENOENT);
     let expected =
@@ -175,8 +180,7 @@ fn a_move_goes_on_behind_a_stranger_that_fails_and_the_job_that_needs_it_does_no
 fn a_stranger_that_reads_delays_writers_alone() {
     let scene = Scene::new();
     let (buffer, dma_buf) = scene.shared();
-    let stranger = scene.kernel.stranger();
-    dma_buf.attach(&stranger, Access::Read);
+    let stranger = scene.stranger(&dma_buf, Access::Read);
     scene.submit(&buffer, Access::Read).expect("it is queued").wait().expect("it need not wait");
     buffer.read_at(0, &mut [0]).expect("it need not wait");
     let writer = scene.submit(&buffer, Access::Write).expect("it is queued");
@@ -189,8 +193,7 @@ fn a_stranger_that_reads_delays_writers_alone() {
 fn a_stranger_that_never_signals_is_an_error_in_time() {
     let scene = Scene::new();
     let (buffer, dma_buf) = scene.shared();
-    let stranger = scene.kernel.stranger();
-    dma_buf.attach(&stranger, Access::Write);
+    let stranger = scene.stranger(&dma_buf, Access::Write);
     let job = scene.submit(&buffer, Access::Read).expect("it is queued");
     scene.kernel.pass(TIMEOUT);
     let error = root(&job.wait().expect_err("nobody wrote what it reads"));
@@ -229,8 +232,7 @@ fn a_deadline_counts_for_strangers_and_not_for_our_own_work_beside_them() {
     let scene = Scene::new();
     let (buffer, dma_buf) = scene.shared();
     let (_first, gate) = scene.start(&[&buffer], Access::Write);
-    let stranger = scene.kernel.stranger();
-    dma_buf.attach(&stranger, Access::Write);
+    let stranger = scene.stranger(&dma_buf, Access::Write);
     let second = scene.submit(&buffer, Access::Write).expect("it is queued");
     stranger.signal();
     scene.kernel.pass(TIMEOUT);
@@ -249,8 +251,7 @@ fn a_failure_of_our_own_beside_a_stranger_is_not_taken_for_the_strangers() {
     let opens = gate.next_point();
     let failing = scene.device.submit().writes(&buffer).after(&opens);
     let failing = failing.run(|gpu, job| gpu.run(job, |_| Err("on purpose".into()))).expect("it is queued");
-    let stranger = scene.kernel.stranger();
-    dma_buf.attach(&stranger, Access::Write);
+    let stranger = scene.stranger(&dma_buf, Access::Write);
     let job = scene.submit(&buffer, Access::Write).expect("it is queued");
     gate.signal(1);
     failing.wait().expect_err("on purpose");
@@ -305,8 +306,7 @@ fn whatever_the_kernel_refuses_nothing_is_queued_and_nothing_is_left_unsignalled
     let ((one, dma_buf), (other, _)) = (scene.shared(), scene.shared());
     let mut refusals = 0;
     loop {
-        let stranger = scene.kernel.stranger();
-        dma_buf.attach(&stranger, Access::Write);
+        let stranger = scene.stranger(&dma_buf, Access::Write);
         let mut was_queued = false;
         scene.kernel.fail_after(refusals);
         let job = scene.device.submit().writes(&one).writes(&other).run(|gpu, job| {
@@ -457,8 +457,7 @@ fn two_ways_to_one_dma_buf_are_one() {
 fn when_nobody_has_the_dma_buf_any_more_its_pages_wait_for_what_others_still_do() {
     let scene = Scene::new();
     let (buffer, dma_buf) = scene.shared();
-    let stranger = scene.kernel.stranger();
-    dma_buf.attach(&stranger, Access::Read);
+    let stranger = scene.stranger(&dma_buf, Access::Read);
     buffer
         .transact(|transaction, slot| {
             transaction.end_crossing(slot);
