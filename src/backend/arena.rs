@@ -27,8 +27,7 @@ impl Arena {
             let (what, why) = ("a memory arena", "is zero or not addressable");
             return Err(Error::InvalidSize { what, bytes: len_bytes, why });
         }
-        let io =
-            |action| move |errno: Errno| Error::Io { action, bytes: len_bytes, errno: errno.raw_os_error() };
+        let io = |action| move |errno: Errno| Error::io(action, len_bytes, errno);
         let memfd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(io("create a memfd"))?;
         ftruncate(&memfd, len_bytes).map_err(io("size a memfd"))?;

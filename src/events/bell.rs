@@ -52,17 +52,14 @@ impl Bell {
     /// The descriptor, made at the first call and readable from there on if `is_readable`.
     ///
     /// # Errors
-    /// [`Error::Io`] when there are no descriptors left.
+    /// [`Error::NoDescriptorsLeft`].
     pub(super) fn descriptor(&mut self, is_readable: bool) -> Result<Readable> {
         if let Some(fd) = &self.0 {
             return Ok(Readable(fd.clone()));
         }
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let fd = eventfd(u32::from(is_readable), flags).map_err(|errno| Error::Io {
-            action: "make a descriptor for events",
-            bytes: 8,
-            errno: errno.raw_os_error(),
-        })?;
+        let fd = eventfd(u32::from(is_readable), flags)
+            .map_err(|errno| Error::of_descriptor("make a descriptor for events", errno))?;
         Ok(Readable(self.0.insert(Arc::new(fd)).clone()))
     }
 }

@@ -18,13 +18,13 @@
 //! **Theirs for us.** A point that is looked for goes through these steps, until nothing is left to wait for:
 //!
 //! ```text
-//!          ┌── ours up to it outstanding? ── yes ─► behind ours, as long as that takes ──┐
-//!   look ──┤                                                                             ├─► look again
-//!     ▲    ├── not there? ─────────────────────► until it comes, no longer than a stranger is waited for
-//!     │    └── there ──────────────────────────► its fences, no longer than that ─► over
-//!     └── promised meanwhile: behind that
+//!   look ─┬─ work of ours up to it is outstanding ──► wait for that, as long as it takes ──────────► look again
+//!         ├─ it is there ───────────────────────────► wait for its fences, as long as for a stranger ──► over
+//!         └─ it is not ─────────────────────────────► wait for its coming, as long as for a stranger ──► look again
+//!                                                       or for work of ours, if it is promised meanwhile
 //! ```
 //!
+//! The kernel is asked for the point first and ours are looked at afterwards, so that a point of ours is never taken for a stranger's.
 //! Ours come first because our own work may take longer than we would wait for a stranger, and a sync_file does not say whose a fence
 //! is. Who looks for what is not there stands in a list, and whoever takes him out of it goes on for him: the arrival in the kernel, its
 //! deadline, or the promise of the point by this very syncobj.
@@ -272,15 +272,22 @@ impl Points {
     }
 
     fn step(&self, point: u64) -> Result<Step> {
-        if let Some(ours) = self.ours.lock().before(point) {
+        let early = mutant!("ours_are_looked_at_before_the_snapshot").then(|| self.before(point));
+        let there = self.theirs.snapshot(point)?;
+        // Behind the snapshot: a point of ours that is in it is found here.
+        if let Some(ours) = early.unwrap_or_else(|| self.before(point)) {
             return Ok(Step::Ours(ours));
         }
-        if let Some(file) = self.theirs.snapshot(point)? {
+        if let Some(file) = there {
             let fences = file.fences()?;
             return self.crossing.fence_of(file, &fences).map(Step::There);
         }
         let (id, arrival) = self.crossing.listen_for(self.theirs.arrival(point)?)?;
         Ok(Step::Arrival(id, arrival))
+    }
+
+    fn before(&self, point: u64) -> Option<Fence> {
+        self.ours.lock().before(point)
     }
 
     fn take(self: &Arc<Self>, step: Step, mut sought: Sought) {

@@ -17,8 +17,6 @@ use crate::stranger::{Does, SwSync, Vgem, is_busy, is_ready_within, let_in, udma
 const BYTES: u64 = 64 << 10;
 /// Long enough for anything that happens at all.
 const FOREVER: Duration = Duration::from_secs(20);
-/// The number of a descriptor that a child of this process has too.
-const INHERITED: i32 = 200;
 /// Long enough to see that something does not happen.
 const A_MOMENT: Duration = Duration::from_millis(50);
 
@@ -380,27 +378,33 @@ fn work_that_takes_longer_than_vgems_fences_last_is_waited_for_without_a_gap() {
 
 #[test]
 fn a_process_that_is_killed_leaves_nobody_waiting() {
-    if !need(&[Thing::Vgem]) {
+    let name = "fences::a_process_that_is_killed_leaves_nobody_waiting";
+    dies_in_the_middle_of_a_job(name, Thing::Vgem, FenceSource::Vgem);
+}
+
+#[test]
+fn a_process_that_is_killed_with_a_timeline_of_its_own_leaves_nobody_waiting() {
+    let name = "fences::a_process_that_is_killed_with_a_timeline_of_its_own_leaves_nobody_waiting";
+    dies_in_the_middle_of_a_job(name, Thing::SwSync, FenceSource::SwSync);
+}
+
+fn dies_in_the_middle_of_a_job(test: &str, of: Thing, source: FenceSource) {
+    if !need(&[Thing::Vgem, of]) {
         return;
     }
-    let name = "fences::a_process_that_is_killed_leaves_nobody_waiting";
     let dma_buf = Vgem::open().dma_buf(BYTES);
-    let inherited = rustix::io::fcntl_dupfd_cloexec(&dma_buf, INHERITED).expect("one more");
-    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).expect("it is open");
-    for source in sources() {
-        let ended = child::in_a_child(name, || {
-            let device = device_with(source);
-            let dma_buf = devpagemap::DmaBuf::from_raw(INHERITED).expect("it was inherited");
-            let buffer = device.import(dma_buf).create().expect("it is a dma-buf");
-            let (_job, _gate) = start(&device, &[&buffer], Access::Write);
-            assert!(!buffer.fences().is_signaled());
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
-                .expect("a process may kill itself");
-        });
-        let Some(ended) = ended else { return };
-        child::expect_killed(&ended, 9);
-        expect_ready(&dma_buf, source);
-    }
+    let inherited = dma_buf.try_clone().expect("one more");
+    let ended = child::in_a_child_with(inherited.into(), test, || {
+        let device = device_with(source);
+        let buffer = device.import(std::io::stdin().as_fd()).create().expect("it is a dma-buf");
+        let (_job, _gate) = start(&device, &[&buffer], Access::Write);
+        assert!(!buffer.fences().is_signaled());
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+            .expect("a process may kill itself");
+    });
+    let Some(ended) = ended else { return };
+    child::expect_killed(&ended, 9);
+    expect_ready(&dma_buf, source);
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl AddressSpace {
         len_bytes: u64,
         writable: bool,
     ) -> Result<AddressSpace> {
-        let io = |action, errno: Errno| Error::Io { action, bytes: len_bytes, errno: errno.raw_os_error() };
+        let io = |action, errno: Errno| Error::io(action, len_bytes, errno);
         let Some((len, start)) = usize::try_from(len_bytes).ok().zip(reserve_aligned(from_bytes, len_bytes))
         else {
             return Err(io("reserve addresses for a CPU mapping", Errno::NOMEM));
@@ -125,11 +125,7 @@ impl AddressSpace {
         // shows no more, and the new bytes belong to the mapping's buffer: the mapping's lock, under which this is called,
         // keeps its target the buffer's current place, and a window of it is on loan meanwhile.
         let pointed = unsafe { mmap(self.address(at), len, self.protection, flags, file, offset) };
-        pointed.map_err(|errno| Error::Io {
-            action: "point a CPU mapping at its bytes",
-            bytes: len as u64,
-            errno: errno.raw_os_error(),
-        })?;
+        pointed.map_err(|errno| Error::io("point a CPU mapping at its bytes", len as u64, errno))?;
         self.keep_from_children(self.address(at), len);
         Ok(())
     }
@@ -142,11 +138,7 @@ impl AddressSpace {
             Err(Errno::INVAL) => self.park(at, len),
             watched => watched.and_then(|()| self.take_entries_away(self.address(at), len)),
         };
-        zapped.map_err(|errno| Error::Io {
-            action: "take a CPU mapping's pages away",
-            bytes: len as u64,
-            errno: errno.raw_os_error(),
-        })
+        zapped.map_err(|errno| Error::io("take a CPU mapping's pages away", len as u64, errno))
     }
 
     /// Shows zeros, or nothing, in `range`.
