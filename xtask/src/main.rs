@@ -40,8 +40,8 @@ usage: cargo xtask <command>
 
   test [--quick]   every check of the project; --quick: format, lints and the short tests only
   loom [FILTER]    the loom models and their mutants; FILTER is a part of a model's or a mutant's name
-  shuttle [FILTER] the storms of many threads and their mutants
                    --write-table instead of FILTER: all, and their figures into docs/lock-order.md
+  shuttle [FILTER] the storms of many threads and their mutants
   bench [FILTER]   the benchmarks, and a table of all of them; FILTER is a part of an operation's name; further
                    arguments go to the programs: --long, --rounds N, --blocks
   vm [FILTER]      the kernel tests in a guest with Debian's kernel; FILTER is a part of a test's name
