@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use devpagemap::{P2p, Place, Route, Size, Timeline};
+use devpagemap::{Access, P2p, Place, Route, Size, Timeline};
 use devpagemap_loom_tests::gpu::{PAGE, buffer, first_byte, peer_device, write_page};
 use devpagemap_loom_tests::{Peer, explore};
 use loom::thread;
@@ -57,5 +57,37 @@ fn pages_of_a_map_that_is_going_are_waited_for() {
         assert_eq!(newcomer.why_system(), None);
         going.join().expect("no panic");
         assert_eq!((device.stats().p2p_used_bytes, device.stats().p2p_peak_bytes), (PAGE, PAGE));
+    });
+}
+
+/// Two threads, at most two preemptions: two importers queue a write of the same bytes at the same time. One of them is told to wait for the
+/// other.
+#[test]
+fn of_two_who_queue_a_write_at_once_one_waits_for_the_other() {
+    explore(Some(2), || {
+        let device = peer_device(1, 1);
+        let shared = buffer(&device);
+        let [first, second] = ["first", "second"].map(|name| {
+            let work = Timeline::new(name);
+            let done = work.next_point();
+            let importer = device.join(Arc::new(Peer { done: done.clone() })).expect("room");
+            let map = shared.attach(&importer).expect("one device").map(0..PAGE).expect("there is room");
+            (work, done, map)
+        });
+        let (work, done, map) = first;
+        let other = {
+            let done = done.clone();
+            thread::spawn(move || {
+                let before = map.enqueue(Access::Write, &done).expect("nothing is in the way");
+                (map, before)
+            })
+        };
+        let after_first = second.2.enqueue(Access::Write, &second.1).expect("nothing is in the way");
+        let (map, after_second) = other.join().expect("no panic");
+        let waits = [after_first.get(work.id()), after_second.get(second.0.id())];
+        assert_eq!(waits.iter().flatten().count(), 1, "who comes second waits, and who comes first does not");
+        work.signal(1);
+        second.0.signal(1);
+        drop(map);
     });
 }

@@ -25,6 +25,7 @@ pub(crate) use known::{Here, KnownDmaBufs};
 
 use crate::bo::{Buffer, BufferObject};
 use crate::error::{Error, Result};
+use crate::submit::Access;
 
 /// What a buffer whose bytes are somebody else's keeps of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,15 @@ impl BufferObject {
         match self.imported {
             Some(Imported { writable: false, .. }) => Err(Error::ReadOnly { buffer: self.id() }),
             _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::ReadOnly`] for a write to a buffer whose bytes may not be written.
+    pub(crate) fn check_permits(&self, access: Access) -> Result<()> {
+        match access {
+            Access::Read => Ok(()),
+            Access::Write => self.check_writable(),
         }
     }
 }

@@ -333,6 +333,34 @@ fn join(device: &Device<SoftwareGpu>, profile: Profile) -> Peer {
 }
 
 #[test]
+fn an_importer_that_would_write_a_read_only_import_is_refused_however_it_says_so() {
+    let device = device();
+    let memfd = MemfdPages::new(LEN);
+    let buffer = import_as(&device, &memfd, false).create().expect("it will do");
+    let other = device.buffer(Size::bytes(PAGE)).create().expect("a buffer");
+    let importer = join(&device, Profile::dynamic());
+    let attachment = buffer.attach(&importer).expect("one device");
+    let map = attachment.map(0..LEN).expect("it is in system memory");
+    let group = importer.attach_all(&[other.clone(), buffer.clone()]).expect("one device");
+    let both = group.map(0..PAGE + LEN).expect("there is room");
+    let work = Timeline::new("nic");
+    let done = work.next_point();
+    let refused = [
+        map.begin(Access::Write).map(drop),
+        map.enqueue(Access::Write, &done).map(drop),
+        both.begin(Access::Write).map(drop),
+        attachment.add_fence(&done, Access::Write),
+    ];
+    for refused in refused {
+        assert_eq!(refused.expect_err("it would write"), Error::ReadOnly { buffer: buffer.id() });
+    }
+    assert!(buffer.fences().is_signaled());
+    map.enqueue(Access::Read, &done).expect("it only reads");
+    assert!(!buffer.fences().is_signaled());
+    both.begin(Access::Read).expect("it only reads");
+}
+
+#[test]
 fn an_import_is_system_memory_to_other_importers_pinned_ones_included() {
     let device = device();
     let memfd = MemfdPages::new(LEN);

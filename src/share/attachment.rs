@@ -205,9 +205,7 @@ impl Attachment {
     /// [`Error::FenceSlots`] when there is no memory for one more fence, [`Error::ReadOnly`] for a write to a buffer that was imported for
     /// reading.
     pub fn add_fence(&self, fence: &Fence, access: Access) -> Result<()> {
-        if access == Access::Write {
-            self.buffer.0.check_writable()?;
-        }
+        self.buffer.0.check_permits(access)?;
         let mut held = Held::enter();
         let mut state = self.buffer.0.reservation.lock(&mut held);
         state.reserve_fences(1)?;

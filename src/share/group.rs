@@ -148,6 +148,7 @@ impl GroupMap {
     /// # Errors
     /// As [`PeerMap::begin`], for the first that cannot be used.
     pub fn begin(&self, access: Access) -> Result<FenceSet> {
+        self.maps.iter().try_for_each(|map| map.buffer.0.check_permits(access))?;
         self.transact(|transaction, maps| {
             let mut after = FenceSet::new();
             for (index, map) in maps.iter().enumerate() {

@@ -352,9 +352,7 @@ impl PeerMap {
     /// [`Error::StaleMap`] when the buffer has left where this shows it: map again. [`Error::Revoked`], [`Error::FenceFailed`] when the
     /// buffer's bytes are lost, [`Error::FenceSlots`], [`Error::ReadOnly`] for a write to a buffer that was imported for reading.
     pub fn begin(&self, access: Access) -> Result<FenceSet> {
-        if access == Access::Write {
-            self.buffer.0.check_writable()?;
-        }
+        self.buffer.0.check_permits(access)?;
         self.buffer.transact(|transaction, slot| transaction.begin_use(slot, self, access))
     }
 
@@ -367,6 +365,28 @@ impl PeerMap {
     /// the bytes that it had.
     pub fn end(&self, access: Access, fence: &Fence) -> Result<()> {
         self.buffer.transact(|transaction, slot| transaction.end_use(slot, self, access, fence))
+    }
+
+    /// The importer's use is queued behind what this returns, and over when `fence` has signalled: [`begin`](PeerMap::begin) and
+    /// [`end`](PeerMap::end) in one step, so nobody comes in between. For importers that say first, wait then, and transfer last.
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn enqueue(&self, access: Access, fence: &Fence) -> Result<FenceSet> {
+        if mutant!("begin_and_end_are_two_steps") {
+            let before = self.begin(access)?;
+            return self.end(access, fence).map(|()| before);
+        }
+        self.buffer.0.check_permits(access)?;
+        self.buffer.transact(|transaction, slot| {
+            let before = transaction.begin_use(slot, self, access)?;
+            let queued = transaction.end_use(slot, self, access, fence);
+            if queued.is_err() {
+                // Whoever is refused transfers nothing.
+                self.mapped.writes_copy.store(false, Ordering::Relaxed);
+            }
+            queued.map(|()| before)
+        })
     }
 
     /// As [`begin`](PeerMap::begin), and waits for that: for importers that cannot queue behind a fence.

@@ -3,29 +3,15 @@
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use devpagemap_fence::{Fence, FenceSet, Held};
+use devpagemap_fence::{FenceSet, Held};
 use devpagemap_migrate::{Addr, MemoryMap};
 
 use super::peer_map::{PeerAddr, PeerMap};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::pagemap::{Observation, Observed};
-use crate::submit::Access;
 
 impl PeerMap {
-    /// The importer's use is queued behind what this returns, and over when `fence` has signalled: [`begin`](PeerMap::begin) and
-    /// [`end`](PeerMap::end) in one step, so nobody comes in between. For importers that say first, wait then, and transfer last.
-    ///
-    /// # Errors
-    /// As those two.
-    pub fn enqueue(&self, access: Access, fence: &Fence) -> Result<FenceSet> {
-        self.buffer.transact(|transaction, slot| {
-            let before = transaction.begin_use(slot, self, access)?;
-            transaction.end_use(slot, self, access, fence)?;
-            Ok(before)
-        })
-    }
-
     /// # Errors
     /// [`Error::ForeignPeer`] for a map of another importer than the one at `importer`.
     pub(crate) fn check_is_of(&self, name: &str, importer: *const ()) -> Result<()> {
