@@ -1,6 +1,8 @@
 //! Children: streamed to the terminal while somebody listens, or captured, with a time limit.
 
+use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,6 +61,8 @@ pub struct Captured {
     pub status: Option<ExitStatus>,
     /// Standard output, then standard error.
     pub output: String,
+    /// When each line of standard output was whole, from the beginning on.
+    pub line_ends: Vec<Duration>,
     /// How long it ran.
     pub took: Duration,
 }
@@ -88,8 +92,9 @@ fn run_until(
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| not_started(command, &error))?;
     let has_spoken = Arc::new(AtomicBool::new(false));
-    let stdout = collect(child.stdout.take().expect("the output is piped"), is_shown, &has_spoken);
-    let stderr = collect(child.stderr.take().expect("the output is piped"), is_shown, &has_spoken);
+    let collect = |stream| collect(stream, is_shown, begin, &has_spoken);
+    let stdout = collect(OwnedFd::from(child.stdout.take().expect("the output is piped")));
+    let stderr = collect(OwnedFd::from(child.stderr.take().expect("the output is piped")));
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break Some(status),
@@ -106,29 +111,32 @@ fn run_until(
         }
     };
     let took = begin.elapsed();
-    let text = |reader: thread::JoinHandle<Vec<u8>>| reader.join().expect("a reader only reads");
-    let output = [text(stdout), text(stderr)].concat();
-    Ok(Captured { status, output: String::from_utf8_lossy(&output).into_owned(), took })
+    let read = |reader: Reader| reader.join().expect("a reader only reads");
+    let ((stdout, line_ends), (stderr, _)) = (read(stdout), read(stderr));
+    let output = String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned();
+    Ok(Captured { status, output, line_ends, took })
 }
 
-fn collect(
-    mut stream: impl Read + Send + 'static,
-    is_shown: bool,
-    has_spoken: &Arc<AtomicBool>,
-) -> thread::JoinHandle<Vec<u8>> {
+/// Reads what comes, and notes when each line of it was whole.
+type Reader = thread::JoinHandle<(Vec<u8>, Vec<Duration>)>;
+
+fn collect(stream: OwnedFd, is_shown: bool, begin: Instant, has_spoken: &Arc<AtomicBool>) -> Reader {
     let has_spoken = has_spoken.clone();
+    let mut stream = File::from(stream);
     thread::spawn(move || {
-        let (mut bytes, mut buffer) = (Vec::new(), [0; 8192]);
+        let (mut bytes, mut line_ends, mut buffer) = (Vec::new(), Vec::new(), [0; 8192]);
         loop {
             match stream.read(&mut buffer) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 // What could be read until an error is worth having.
-                Ok(0) | Err(_) => break bytes,
+                Ok(0) | Err(_) => break (bytes, line_ends),
                 Ok(len) => {
                     has_spoken.store(true, Ordering::Relaxed);
                     if is_shown {
                         pass_on(&buffer[..len]);
                     }
+                    let lines = buffer[..len].iter().filter(|byte| **byte == b'\n').count();
+                    line_ends.extend(std::iter::repeat_n(begin.elapsed(), lines));
                     bytes.extend_from_slice(&buffer[..len]);
                 }
             }
@@ -165,6 +173,14 @@ mod tests {
         let run =
             run_captured(&mut shell("echo out; echo err >&2; exit 3"), Duration::from_secs(600)).unwrap();
         assert_eq!((run.status.unwrap().code(), run.output.as_str()), (Some(3), "out\nerr\n"));
+    }
+
+    #[test]
+    fn each_line_has_the_time_at_which_it_was_whole() {
+        let script = "printf one; sleep 0.05; printf '\\ntwo\\n'; echo more >&2";
+        let run = run_captured(&mut shell(script), Duration::from_secs(600)).unwrap();
+        assert_eq!(run.line_ends.len(), 2);
+        assert!(run.line_ends[0] >= Duration::from_millis(50) && run.line_ends.is_sorted());
     }
 
     #[test]

@@ -100,7 +100,7 @@ mod tests {
     fn ended(code: i32, output: &str) -> Captured {
         use std::os::unix::process::ExitStatusExt;
         let status = Some(std::process::ExitStatus::from_raw(code << 8));
-        Captured { status, output: output.into(), took: Duration::ZERO }
+        Captured { status, output: output.into(), line_ends: Vec::new(), took: Duration::ZERO }
     }
 
     #[test]

@@ -294,6 +294,8 @@ impl Run<'_> {
         for reason in &report.skips {
             println!("skipped in {}: {reason}", orders.guest);
         }
+        let slowest = report.slowest.iter().map(|(name, took)| format!("{name} {}", seconds(*took)));
+        println!("longest in {}: {}", orders.guest, slowest.collect::<Vec<_>>().join(", "));
         if report.tally.failed > 0 {
             println!("failed in {}: {}", orders.guest, serial::failed_tests(&captured.output).join(", "));
         }

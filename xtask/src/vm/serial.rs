@@ -5,6 +5,7 @@
 
 use crate::process::Captured;
 use crate::tally::Tally;
+use std::time::Duration;
 
 /// What was to be run.
 pub struct Expected<'a> {
@@ -25,7 +26,12 @@ pub struct Report {
     pub boot_seconds: f64,
     /// How long the tests took, in the guest's own time.
     pub test_seconds: f64,
+    /// The tests that took longest, and how long that was, the longest first.
+    pub slowest: Vec<(String, Duration)>,
 }
+
+/// How many tests are among the slowest.
+const SLOWEST: usize = 5;
 
 /// Begins the lines of the first process.
 const GUEST: &str = "guest: ";
@@ -78,7 +84,26 @@ pub fn judge(run: &Captured, expected: &Expected<'_>) -> Result<Report, String> 
         failed: tally.failed,
         skipped: tally.skipped + skipped,
     };
-    Ok(Report { tally, skips, boot_seconds, test_seconds: end_seconds - boot_seconds })
+    let mut slowest = times(&lines, &run.line_ends);
+    slowest.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+    slowest.truncate(SLOWEST);
+    Ok(Report { tally, skips, boot_seconds, test_seconds: end_seconds - boot_seconds, slowest })
+}
+
+/// How long each test took, by when the lines came. Tests run one at a time: the line with the next one's name, or with the result,
+/// begins when a test has ended, whatever it has said itself.
+fn times(lines: &[&str], line_ends: &[Duration]) -> Vec<(String, Duration)> {
+    let mut times: Vec<(String, Duration)> = Vec::new();
+    let mut running: Option<(&str, Duration)> = None;
+    let begins = std::iter::once(&Duration::ZERO).chain(line_ends);
+    for (line, begin) in lines.iter().zip(begins) {
+        let Some(rest) = line.strip_prefix("test ") else { continue };
+        if let Some((name, since)) = running.take() {
+            times.push((name.to_owned(), begin.saturating_sub(since)));
+        }
+        running = rest.split_once(" ...").map(|(name, _)| (name, *begin));
+    }
+    times
 }
 
 /// The names of the tests that failed.
@@ -120,7 +145,6 @@ fn last<'a>(lines: &[&'a str]) -> &'a str {
 mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
-    use std::time::Duration;
 
     const GOOD: &str = "guest: up after 2.50 s\r
 running 3 tests\r
@@ -137,7 +161,8 @@ guest: run-1 ended with status 0 after 3.75 s\r
 
     fn ended(output: &str) -> Captured {
         let status = Some(std::process::ExitStatus::from_raw(0));
-        Captured { status, output: output.into(), took: Duration::from_secs(4) }
+        let line_ends = (1..).map(Duration::from_secs).take(output.lines().count()).collect();
+        Captured { status, output: output.into(), line_ends, took: Duration::from_secs(4) }
     }
 
     fn judged(output: &str, tests: u64) -> Result<Report, String> {
@@ -150,6 +175,13 @@ guest: run-1 ended with status 0 after 3.75 s\r
         assert_eq!(report.tally, Tally { passed: 2, failed: 0, skipped: 1 });
         assert_eq!(report.skips, ["no vkms: here"]);
         assert_eq!((report.boot_seconds, report.test_seconds), (2.5, 1.25));
+    }
+
+    #[test]
+    fn a_test_took_from_the_line_with_its_name_to_the_next_one_or_the_result() {
+        // A line a second; what `b` says takes two.
+        let took = |name: &str, seconds| (name.to_owned(), Duration::from_secs(seconds));
+        assert_eq!(judged(GOOD, 3).unwrap().slowest, [took("b", 3), took("c", 2), took("a", 1)]);
     }
 
     #[test]
