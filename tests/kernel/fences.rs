@@ -11,22 +11,21 @@ use devpagemap::{
 use drm::control::Device as _;
 
 use crate::child;
+use crate::observe::{FOREVER, descriptors, wait_until};
 use crate::setup::{Thing, need, say_loudly};
 use crate::stranger::{Does, SwSync, Vgem, is_busy, is_ready_within, let_in, udmabuf};
 
 const BYTES: u64 = 64 << 10;
-/// Long enough for anything that happens at all.
-const FOREVER: Duration = Duration::from_secs(20);
 /// Long enough to see that something does not happen.
 const A_MOMENT: Duration = Duration::from_millis(50);
 
 /// The sources that this kernel has.
-fn sources() -> Vec<FenceSource> {
+pub fn sources() -> Vec<FenceSource> {
     let sw_sync = Thing::SwSync.look().is_ok().then_some(FenceSource::SwSync);
     sw_sync.into_iter().chain([FenceSource::Vgem]).collect()
 }
 
-fn device_with(source: FenceSource) -> Device<SoftwareGpu> {
+pub fn device_with(source: FenceSource) -> Device<SoftwareGpu> {
     let gpu = SoftwareGpu::builder().build().expect("a software GPU");
     let builder = Device::builder(gpu).vram(Size::mib(16)).system(Size::mib(64)).fence_source(source);
     builder.build().expect("a small device")
@@ -75,10 +74,6 @@ fn expect_ready(dma_buf: impl AsFd, which: impl Debug) {
 fn expect_waiting<'a>(work: impl IntoIterator<Item = &'a Fence>) {
     std::thread::sleep(A_MOMENT);
     work.into_iter().for_each(|fence| assert!(!fence.is_signaled(), "{fence:?}"));
-}
-
-fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").expect("there is /proc").count()
 }
 
 #[test]
@@ -193,11 +188,10 @@ fn a_foreign_write_delays_our_move() {
     expect_waiting([&job]);
     vgem.signal(fence);
     job.wait().expect("the other has written");
-    let start = Instant::now();
-    while device.stats().moves == moves_before {
-        assert!(start.elapsed() < FOREVER, "it comes back to VRAM once nobody outside has it");
+    wait_until("it is in VRAM again", || {
         submit(&device, &buffer, Access::Read).wait().expect("nobody is in the way");
-    }
+        device.stats().moves > moves_before
+    });
     let mut bytes = [0; 4];
     buffer.read_at(0, &mut bytes).expect("it was moved");
     assert_eq!(&bytes, b"mine");
@@ -414,7 +408,7 @@ fn no_descriptor_is_left_when_a_device_is_gone() {
     }
     let vgem = Vgem::open();
     for source in sources() {
-        let before = open_descriptors();
+        let before = descriptors();
         {
             let device = device_with(source);
             let (dma_buf, buffer) = imported(&vgem, &device);
@@ -427,11 +421,7 @@ fn no_descriptor_is_left_when_a_device_is_gone() {
                 expect_ready(&dma_buf, source);
             }
         }
-        let start = Instant::now();
-        while open_descriptors() > before {
-            assert!(start.elapsed() < FOREVER, "{source:?}: {} are left", open_descriptors() - before);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("no descriptor is left", || descriptors() <= before);
     }
 }
 

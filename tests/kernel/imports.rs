@@ -3,10 +3,9 @@
 //! Their makers are the kernel's own exporters. vgem's is a program of its own here, as a compositor or a camera would be: a dumb buffer,
 //! made and mapped without the library. What udmabuf, the system heap and virtio-gpu export is made by a second device of the library.
 
-use std::fs::{File, read_dir, read_to_string};
+use std::fs::{File, read_to_string};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use devpagemap::{
     Access, Buffer, CpuAccess, Device, DmaBuf, Error, Fence, Importer, Invalidated, PeerAddr, Place,
@@ -16,6 +15,7 @@ use drm::buffer::{Buffer as _, DrmFourcc};
 use drm::control::Device as _;
 
 use crate::card::Card;
+use crate::observe::{descriptors, is_listed, wait_until};
 use crate::setup::{Thing, need};
 
 const LEN: u64 = 64 << 10;
@@ -77,26 +77,6 @@ impl Card {
     }
 }
 
-/// Whether the kernel has a dma-buf of that name.
-fn is_in_kernel(name: &str) -> bool {
-    let list = read_to_string("/sys/kernel/debug/dma_buf/bufinfo").expect("the kernel's list");
-    list.lines().any(|line| line.trim_end().ends_with(name))
-}
-
-/// Waits for what another thread is about to do: who tells the kernel of our fences has the dma-buf for another moment.
-#[track_caller]
-fn wait_until(mut done: impl FnMut() -> bool, what: &str) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn descriptors() -> usize {
-    read_dir("/proc/self/fd").expect("procfs").count()
-}
-
 /// How often this process has a dma-buf mapped.
 fn mapped() -> usize {
     let maps = read_to_string("/proc/self/maps").expect("procfs");
@@ -154,9 +134,9 @@ fn a_dumb_buffer_that_somebody_else_made_is_imported_and_used_by_both() {
     assert_same(card.map_dumb_buffer(&mut dumb).expect("its mapping").as_ref(), &pattern(5));
     card.destroy_dumb_buffer(dumb).expect("it is ours");
     assert_holds(&import, &pattern(5));
-    assert!(is_in_kernel("imports-dumb"));
+    assert!(is_listed("imports-dumb"));
     drop(import);
-    wait_until(|| !is_in_kernel("imports-dumb"), "it is gone");
+    wait_until("it is gone", || !is_listed("imports-dumb"));
 }
 
 #[test]
@@ -331,16 +311,16 @@ fn nothing_is_left_of_an_import_in_whatever_order_its_users_go() {
         ];
         for user in &order {
             match users[1..].iter().any(Option::is_some) {
-                true => assert!(is_in_kernel(&name), "{order:?} before {user}"),
-                false => wait_until(|| !is_in_kernel(&name), "the last user of the bytes has gone"),
+                true => assert!(is_listed(&name), "{order:?} before {user}"),
+                false => wait_until("the last user of the bytes has gone", || !is_listed(&name)),
             }
             users[*user].take().expect("each goes once")();
         }
         drop(users);
-        wait_until(|| !is_in_kernel(&name) && mapped() == mappings, "all have gone");
+        wait_until("all have gone", || !is_listed(&name) && mapped() == mappings);
     }
     // What a device tells the kernel of its fences with goes some seconds after it.
-    wait_until(|| descriptors() == before, "no descriptor is left");
+    wait_until("no descriptor is left", || descriptors() == before);
 }
 
 fn permutations(count: usize) -> Vec<Vec<usize>> {

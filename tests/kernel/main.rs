@@ -24,6 +24,7 @@ mod jobs;
 mod liars;
 mod mapping;
 mod nodes;
+mod observe;
 #[path = "../setup/pattern.rs"]
 mod pattern;
 mod pci;

@@ -8,22 +8,12 @@ use devpagemap::{
 };
 
 use crate::child;
+use crate::fences::{device_with, sources};
+use crate::observe::{FOREVER, descriptors, wait_until};
 use crate::setup::{Thing, need};
 use crate::stranger::{Does, SwSync, is_ready_within};
 
-const FOREVER: Duration = Duration::from_secs(20);
 const A_MOMENT: Duration = Duration::from_millis(50);
-
-fn sources() -> Vec<FenceSource> {
-    let sw_sync = Thing::SwSync.look().is_ok().then_some(FenceSource::SwSync);
-    sw_sync.into_iter().chain([FenceSource::Vgem]).collect()
-}
-
-fn device_with(source: FenceSource) -> Device<SoftwareGpu> {
-    let gpu = SoftwareGpu::builder().build().expect("a software GPU");
-    let builder = Device::builder(gpu).vram(Size::mib(4)).system(Size::mib(16)).fence_source(source);
-    builder.build().expect("a small device")
-}
 
 /// One syncobj in the hands of two devices.
 fn shared(ours: &Device<SoftwareGpu>, theirs: &Device<SoftwareGpu>) -> (Syncobj, Syncobj) {
@@ -138,11 +128,7 @@ fn points_of_others_that_do_not_come_or_do_not_signal_are_errors_in_time() {
     let stuck = other.fence_at(9).expect("it is there");
     let Err(FenceError::TimedOut { .. }) = stuck.wait() else { panic!("it does not signal") };
     gate.signal(1);
-    let settled = Instant::now();
-    while progress(&other).0 < 9 {
-        assert!(settled.elapsed() < FOREVER);
-        std::thread::yield_now();
-    }
+    wait_until("the kernel is told", || progress(&other).0 == 9);
     assert!(other.fence_at(9).expect("it is there").is_signaled());
     assert_eq!(impatient.stats().foreign_fences_failed, 2);
 }
@@ -306,8 +292,7 @@ fn no_descriptor_is_left_when_a_syncobj_is_gone() {
     if !need(&[Thing::VirtioGpu, Thing::Vgem]) {
         return;
     }
-    let open = || std::fs::read_dir("/proc/self/fd").expect("there is /proc").count();
-    let before = open();
+    let before = descriptors();
     {
         let (ours, theirs) = (device_with(FenceSource::Auto), device_with(FenceSource::Auto));
         let (one, other) = shared(&ours, &theirs);
@@ -321,9 +306,5 @@ fn no_descriptor_is_left_when_a_syncobj_is_gone() {
             early.into_iter().for_each(|early| early.wait().expect("it did nothing"));
         }
     }
-    let start = Instant::now();
-    while open() > before {
-        assert!(start.elapsed() < FOREVER, "{} descriptors are left", open() - before);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("no descriptor is left", || descriptors() <= before);
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::observe::DMA_BUFS;
 use crate::setup::{Thing, need, say_loudly};
 
 /// Every way that the guest has, with what it needs.
@@ -14,7 +15,6 @@ const WAYS: [(&str, Thing); 4] = [
     ("vgem", Thing::Vgem),
     ("virtio-gpu", Thing::VirtioGpu),
 ];
-const DMA_BUFS: &str = "/sys/kernel/debug/dma_buf/bufinfo";
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 

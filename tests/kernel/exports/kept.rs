@@ -4,10 +4,9 @@ use std::os::fd::OwnedFd;
 
 use devpagemap::{Buffer, Device, Export, ExportedBy, ImportInto, Place, RegionKind, Size, SoftwareGpu, Via};
 
-use super::{
-    ALL, BYTES, WAYS, buffer, bytes_of, device, fill, inode, is_listed, let_go, read_all, wait_until,
-};
+use super::{ALL, BYTES, WAYS, buffer, bytes_of, device, fill, inode, let_go, read_all};
 use crate::mapping::Mapping;
+use crate::observe::{is_listed, wait_until};
 use crate::setup::{Thing, need};
 
 #[test]

@@ -6,18 +6,16 @@ mod made;
 mod refused;
 
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
 use devpagemap::{Buffer, Device, Error, PassedOver, Place, Size, SoftwareGpu, Via};
 use rustix::fs::fstat;
 
+use crate::observe::wait_until;
 use crate::setup::Thing;
 
 const ALL: [Thing; 5] = [Thing::Udmabuf, Thing::DmaHeap, Thing::Vgem, Thing::VirtioGpu, Thing::DmaBufList];
 const WAYS: [Via; 4] = [Via::Udmabuf, Via::DmaHeap, Via::Vgem, Via::VirtioGpu];
 const BYTES: u64 = 1 << 20;
-/// Long enough that only what never comes takes longer.
-const FOREVER: Duration = Duration::from_secs(30);
 
 type Lab = Device<SoftwareGpu>;
 
@@ -63,21 +61,6 @@ fn read_all(buffer: &Buffer) -> Vec<u8> {
 
 fn inode(fd: impl AsFd) -> u64 {
     fstat(fd).expect("it is open").st_ino
-}
-
-/// Whether the kernel's list has a dma-buf of that name.
-fn is_listed(name: &str) -> bool {
-    let list = std::fs::read_to_string("/sys/kernel/debug/dma_buf/bufinfo").expect("debugfs is mounted");
-    list.lines().any(|line| line.split_whitespace().any(|word| word == name))
-}
-
-#[track_caller]
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < FOREVER, "it never came about that {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Nobody has anything of this device any more, and it knows.
