@@ -16,6 +16,7 @@ use drm::control::Device as _;
 
 use crate::card::Card;
 use crate::observe::{descriptors, is_listed, wait_until};
+use crate::refusing::{IMPORT_SYNC_FILE, MMAP, SYNC, VGEM_FENCE_ATTACH, refusing};
 use crate::setup::{Thing, need};
 
 const LEN: u64 = 64 << 10;
@@ -284,6 +285,35 @@ fn a_full_table_of_descriptors_is_an_error_of_its_own_and_changes_nothing() {
     if let Some(child) = child {
         crate::child::expect_success(&child);
     }
+}
+
+#[test]
+fn whatever_call_the_kernel_refuses_an_import_and_its_bytes_are_as_before() {
+    if !need(&[Thing::Vgem, Thing::Seccomp]) {
+        return;
+    }
+    let card = Card::open("vgem");
+    let device = device();
+    let mappings = mapped();
+    let (mut dumb, fd) = card.make("imports-refused", drm::CLOEXEC | drm::RDWR);
+    card.map_dumb_buffer(&mut dumb).expect("its mapping").as_mut().copy_from_slice(&pattern(9));
+    let refused = refusing(MMAP, || device.import(fd.as_fd()).create()).expect_err("it is to be mapped");
+    assert!(refused.to_string().contains("Cannot allocate memory"), "{refused}");
+    assert_eq!((device.stats().imported_bytes, mapped()), (0, mappings));
+    let import = device.import(fd.as_fd()).writable().create().expect("nothing is in the way");
+    let refused = [
+        refusing(SYNC, || import.read_at(0, &mut [0])),
+        refusing(SYNC, || import.write_at(0, &[1])),
+        refusing(SYNC, || import.map().map(drop)),
+        refusing(VGEM_FENCE_ATTACH, || copy(&device, &import, &import).map(drop)),
+        refusing(IMPORT_SYNC_FILE, || copy(&device, &import, &import).map(drop)),
+    ];
+    for (case, refused) in refused.into_iter().enumerate() {
+        let refused = refused.expect_err("it is not done without");
+        assert!(refused.to_string().contains("Cannot allocate memory"), "{case}: {refused}");
+    }
+    assert!(import.fences().is_signaled());
+    assert_holds(&import, &pattern(9));
 }
 
 #[test]

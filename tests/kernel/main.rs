@@ -28,6 +28,7 @@ mod observe;
 #[path = "../setup/pattern.rs"]
 mod pattern;
 mod pci;
+mod refusing;
 mod setup;
 mod stranger;
 mod syncobjs;

@@ -44,6 +44,8 @@ pub enum Thing {
     PeerMemory,
     /// libgbm, and a driver of Mesa's for a node.
     Gbm,
+    /// Filters for a thread's own calls.
+    Seccomp,
 }
 
 /// What there is of a thing.
@@ -51,7 +53,7 @@ type Look = Result<(), String>;
 
 impl Thing {
     /// All of them.
-    pub const ALL: [Thing; 14] = [
+    pub const ALL: [Thing; 15] = [
         Thing::Vgem,
         Thing::VirtioGpu,
         Thing::Vkms,
@@ -66,6 +68,7 @@ impl Thing {
         Thing::Nvme,
         Thing::PeerMemory,
         Thing::Gbm,
+        Thing::Seccomp,
     ];
 
     /// How it is called in the list of what must be there.
@@ -85,6 +88,7 @@ impl Thing {
             Thing::Nvme => "nvme",
             Thing::PeerMemory => "p2pmem",
             Thing::Gbm => "gbm",
+            Thing::Seccomp => "seccomp",
         }
     }
 
@@ -105,6 +109,7 @@ impl Thing {
             Thing::Nvme => writable(drive()?),
             Thing::PeerMemory => writable(peer_memory()?.join("p2pmem/allocate")),
             Thing::Gbm => images(),
+            Thing::Seccomp => crate::refusing::look(),
         }
     }
 }

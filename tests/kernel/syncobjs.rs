@@ -10,6 +10,11 @@ use devpagemap::{
 use crate::child;
 use crate::fences::{device_with, sources};
 use crate::observe::{FOREVER, descriptors, wait_until};
+use crate::refusing::{
+    CLONE, Call, EPOLL_CREATE, EPOLL_CTL, EVENTFD, EXPORT_SYNC_FILE, FILE_INFO, SYNCOBJ_CREATE,
+    SYNCOBJ_EVENTFD, SYNCOBJ_FD_TO_HANDLE, SYNCOBJ_HANDLE_TO_FD, SYNCOBJ_IMPORT, SYNCOBJ_QUERY,
+    SYNCOBJ_RESET, SYNCOBJ_SIGNAL, SYNCOBJ_TRANSFER, VGEM_FENCE_ATTACH, refusing,
+};
 use crate::setup::{Thing, need};
 use crate::stranger::{Does, SwSync, is_ready_within};
 
@@ -249,6 +254,62 @@ fn fill_the_table() -> Vec<OwnedFd> {
         all.push(one_more);
     }
     all
+}
+
+#[test]
+fn whatever_call_the_kernel_refuses_a_point_is_there_or_nothing_has_changed() {
+    if !need(&[Thing::VirtioGpu, Thing::Vgem, Thing::Seccomp]) {
+        return;
+    }
+    let device = device_with(FenceSource::Vgem);
+    for call in
+        [VGEM_FENCE_ATTACH, EXPORT_SYNC_FILE, SYNCOBJ_QUERY, SYNCOBJ_CREATE, SYNCOBJ_IMPORT, SYNCOBJ_TRANSFER]
+    {
+        let syncobj = device.create_syncobj().expect("this guest has them");
+        let (job, gate) = start(&device);
+        let fences = FenceSet::from(job);
+        expect_refused(call, || syncobj.attach(1, &fences));
+        assert_eq!(progress(&syncobj), (0, 0), "{}", call.name);
+        syncobj.attach(1, &fences).expect("nothing is in the way");
+        gate.signal(1);
+        syncobj.fence_at(1).expect("it is there").wait().expect("it does nothing");
+    }
+    let (one, other) = shared(&device, &device);
+    let (job, gate) = start(&device);
+    one.attach(1, &FenceSet::from(job)).expect("it is the first");
+    for call in [SYNCOBJ_CREATE, SYNCOBJ_TRANSFER, SYNCOBJ_HANDLE_TO_FD, FILE_INFO] {
+        expect_refused(call, || other.fence_at(1));
+    }
+    for call in [EVENTFD, SYNCOBJ_EVENTFD] {
+        expect_refused(call, || other.fence_at(2));
+    }
+    for call in [EPOLL_CREATE, EPOLL_CTL, CLONE] {
+        // Each device has a thread that keeps fences, once it has fences to keep.
+        let fresh = device_with(FenceSource::Vgem);
+        let one = fresh.import_syncobj(other.export().expect("one more descriptor")).expect("it is one");
+        expect_refused(call, || one.fence_at(1));
+        one.fence_at(1).expect("nothing is in the way");
+    }
+    let found = other.fence_at(1).expect("nothing is in the way");
+    gate.signal(1);
+    found.wait().expect("it does nothing");
+    expect_refused(SYNCOBJ_SIGNAL, || one.signal(2));
+    expect_refused(SYNCOBJ_RESET, || one.reset());
+    expect_refused(SYNCOBJ_HANDLE_TO_FD, || one.export());
+    expect_refused(SYNCOBJ_FD_TO_HANDLE, || {
+        device.import_syncobj(one.export().expect("one more descriptor"))
+    });
+    expect_refused(SYNCOBJ_CREATE, || device.create_syncobj());
+    assert_eq!(progress(&other), (1, 1));
+}
+
+#[track_caller]
+fn expect_refused<O: Send>(call: Call, body: impl FnOnce() -> devpagemap::Result<O> + Send) {
+    let Err(refused) = refusing(call, body) else { panic!("nothing needs {}", call.name) };
+    let said = refused.to_string();
+    // The C library says of a thread that there is none now.
+    let is_it = said.contains("Cannot allocate memory") || said.contains("temporarily unavailable");
+    assert!(is_it, "{}: {said}", call.name);
 }
 
 #[test]

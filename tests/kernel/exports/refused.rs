@@ -3,11 +3,15 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use devpagemap::{Error, P2p, PassedOver, RegionKind, Size, Via, WhyNot};
+use devpagemap::{Access, Error, P2p, PassedOver, RegionKind, Size, Timeline, Via, WhyNot};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{ALL, BYTES, WAYS, buffer, bytes_of, device, fill, let_go, read_all, reasons};
 use crate::child::{expect_success, in_a_child};
+use crate::refusing::{
+    CLONE, CREATE_DUMB, Call, DMA_HEAP_ALLOC, EXPORT_SYNC_FILE, FILE_INFO, HANDLE_TO_FD, IMPORT_SYNC_FILE,
+    MMAP, MREMAP, SET_NAME, UDMABUF_CREATE_LIST, VGEM_FENCE_ATTACH, refusing,
+};
 use crate::setup::{Thing, guest, need};
 
 #[test]
@@ -108,6 +112,64 @@ fn with_descriptors_left<O>(left: u64, body: impl FnOnce() -> O) -> O {
     let result = body();
     setrlimit(Resource::Nofile, before).expect("it is no more than before");
     result
+}
+
+#[test]
+fn whatever_call_the_kernel_refuses_an_export_is_whole_or_has_changed_nothing() {
+    /// What each way cannot do without.
+    const NEEDED: [(Via, &[Call]); 4] = [
+        (Via::Udmabuf, &[UDMABUF_CREATE_LIST]),
+        (Via::DmaHeap, &[DMA_HEAP_ALLOC, MMAP]),
+        (Via::Vgem, &[CREATE_DUMB, HANDLE_TO_FD, MMAP]),
+        (Via::VirtioGpu, &[CREATE_DUMB, HANDLE_TO_FD, MMAP]),
+    ];
+    /// What all need, or can do without.
+    const OTHERS: [Call; 7] =
+        [SET_NAME, EXPORT_SYNC_FILE, IMPORT_SYNC_FILE, VGEM_FENCE_ATTACH, FILE_INFO, MREMAP, CLONE];
+    if !need(&ALL) || !need(&[Thing::Seccomp]) {
+        return;
+    }
+    for (via, needed) in NEEDED {
+        for call in needed.iter().chain(&OTHERS) {
+            let case = format!("{via} without {}", call.name);
+            let device = device();
+            let buffer = buffer(&device, "refused");
+            fill(&device, &buffer, 1);
+            // Its work is outstanding, so that there are fences to tell of.
+            let gate = Timeline::new("gate");
+            let opens = gate.next_point();
+            let job = device
+                .submit()
+                .uses(&buffer, Access::Read)
+                .after(&opens)
+                .run(|gpu, job| gpu.run(job, |_| Ok(())));
+            job.expect("a job");
+            let outcome = refusing(*call, || buffer.export(via.clone()));
+            gate.signal(1);
+            let is_needed = needed.iter().any(|needed| needed.name == call.name);
+            match outcome {
+                Ok(export) => {
+                    assert!(!is_needed, "{case}");
+                    assert_eq!(export.via(), &via, "{case}");
+                    drop(export);
+                    let_go(&device);
+                }
+                Err(error) => {
+                    let said = error.to_string();
+                    let is_it =
+                        said.contains("Cannot allocate memory") || said.contains("temporarily unavailable");
+                    assert!(is_it, "{case}: {said}");
+                    let stats = device.stats();
+                    assert_eq!((stats.exported_bytes, stats.export_pages_bytes), (0, 0), "{case}");
+                    assert_eq!(buffer.region(), Some(RegionKind::Vram), "{case}");
+                }
+            }
+            assert!(read_all(&buffer) == bytes_of(1), "{case}");
+            let export = buffer.export(via.clone()).unwrap_or_else(|error| panic!("after {case}: {error}"));
+            drop(export);
+            let_go(&device);
+        }
+    }
 }
 
 #[test]

@@ -252,7 +252,7 @@ impl Kernel {
     }
 
     fn required(&self) -> String {
-        let own: &[&str] = if self.name == "own" { &OWN_ONLY } else { &[] };
+        let own: &[&str] = if self.name == "own" { &OWN_ONLY } else { &["seccomp"] };
         let images: &[&str] = if self.shared().is_some() { &["gbm"] } else { &[] };
         [&EVERYWHERE, own, images].concat().join(",")
     }
