@@ -14,9 +14,10 @@ use devpagemap::{
 use drm::buffer::{Buffer as _, DrmFourcc};
 use drm::control::Device as _;
 
+use crate::calls::{IMPORT_SYNC_FILE, MMAP, SYNC, VGEM_FENCE_ATTACH};
 use crate::card::Card;
 use crate::observe::{descriptors, is_listed, wait_until};
-use crate::refusing::{IMPORT_SYNC_FILE, MMAP, SYNC, VGEM_FENCE_ATTACH, refusing};
+use crate::refusing::refusing;
 use crate::setup::{Thing, need};
 
 const LEN: u64 = 64 << 10;

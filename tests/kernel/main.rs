@@ -12,6 +12,7 @@
 //! - A test that uses up what a process has, or kills itself, runs in a process of its own (`tests/setup/child.rs`).
 //! - What a guest is to say about the kernel and the processor: [`setup::guest`].
 
+mod calls;
 mod card;
 #[path = "../setup/child.rs"]
 mod child;
@@ -28,6 +29,7 @@ mod observe;
 #[path = "../setup/pattern.rs"]
 mod pattern;
 mod pci;
+#[path = "../setup/refusing.rs"]
 mod refusing;
 mod setup;
 mod stranger;

@@ -7,14 +7,15 @@ use devpagemap::{
     Device, Error, Fence, FenceError, FenceSet, FenceSource, Size, SoftwareGpu, Syncobj, Timeline,
 };
 
+use crate::calls::{
+    CLONE, EPOLL_CREATE, EPOLL_CTL, EVENTFD, EXPORT_SYNC_FILE, FILE_INFO, SYNCOBJ_CREATE, SYNCOBJ_EVENTFD,
+    SYNCOBJ_FD_TO_HANDLE, SYNCOBJ_HANDLE_TO_FD, SYNCOBJ_IMPORT, SYNCOBJ_QUERY, SYNCOBJ_RESET, SYNCOBJ_SIGNAL,
+    SYNCOBJ_TRANSFER, VGEM_FENCE_ATTACH,
+};
 use crate::child;
 use crate::fences::{device_with, sources};
 use crate::observe::{FOREVER, descriptors, wait_until};
-use crate::refusing::{
-    CLONE, Call, EPOLL_CREATE, EPOLL_CTL, EVENTFD, EXPORT_SYNC_FILE, FILE_INFO, SYNCOBJ_CREATE,
-    SYNCOBJ_EVENTFD, SYNCOBJ_FD_TO_HANDLE, SYNCOBJ_HANDLE_TO_FD, SYNCOBJ_IMPORT, SYNCOBJ_QUERY,
-    SYNCOBJ_RESET, SYNCOBJ_SIGNAL, SYNCOBJ_TRANSFER, VGEM_FENCE_ATTACH, refusing,
-};
+use crate::refusing::{Call, refusing};
 use crate::setup::{Thing, need};
 use crate::stranger::{Does, SwSync, is_ready_within};
 

@@ -26,6 +26,8 @@ mod peer_windows;
 mod pinned_importers;
 mod pipelining;
 mod reach;
+#[path = "../setup/refusing.rs"]
+mod refusing;
 mod relocation;
 mod revoke;
 mod revoke_faults;

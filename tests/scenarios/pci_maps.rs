@@ -5,9 +5,12 @@ use std::thread;
 
 use devpagemap::{AfterLoss, Caching, CpuFaults, Device, Place, RegionKind, Size, SoftwareGpu};
 
+use crate::child::{expect_killed, in_a_child};
+use crate::refusing::{self, Call, refusing};
 use crate::setup::pci_tree::PciTree;
 use crate::setup::*;
 
+const SIGBUS: i32 = 7;
 const VRAM: Option<RegionKind> = Some(RegionKind::Vram);
 
 fn device_in(tree: &PciTree) -> Lab {
@@ -39,6 +42,46 @@ fn a_map_follows_its_buffer_out_of_a_bar_and_back() {
         finished(verify(&device, &buffer, 1));
     }
     assert!(device.stats().cpu_zaps >= 10, "{}", device.stats().cpu_zaps);
+}
+
+#[test]
+fn a_map_that_cannot_be_parked_is_lost_and_its_buffer_is_not() {
+    loses_the_map(
+        "pci_maps::a_map_that_cannot_be_parked_is_lost_and_its_buffer_is_not",
+        Call::system("mremap", 25),
+    );
+}
+
+#[test]
+fn a_map_that_cannot_be_watched_is_lost_and_its_buffer_is_not() {
+    loses_the_map(
+        "pci_maps::a_map_that_cannot_be_watched_is_lost_and_its_buffer_is_not",
+        Call::ioctl("UFFDIO_REGISTER", 0xc020_aa00),
+    );
+}
+
+/// The kernel refuses that call to whoever evicts a mapped buffer from a BAR.
+fn loses_the_map(test: &str, call: Call) {
+    if let Err(why) = refusing::look() {
+        eprintln!("\n*** skipped: calls cannot be refused here: {why} ***");
+        return;
+    }
+    let child = in_a_child(test, || {
+        let tree = PciTree::new(8);
+        let device = device_in(&tree);
+        let buffer = filled(&device, 4, 1);
+        let map = buffer.map().expect("a map that follows");
+        assert_eq!(pattern::check(1, 0, &touch_all(&map)), Ok(()));
+        refusing(call, || vram_buffer(&device, 8).place_now()).expect("it can go");
+        assert_ne!(buffer.region(), VRAM);
+        finished(verify(&device, &buffer, 1));
+        let another = buffer.map().expect("the next one is as good as ever");
+        assert_eq!(pattern::check(1, 0, &touch_all(&another)), Ok(()));
+        // SAFETY: the map is alive. Nothing is there any more, which is what the test is about.
+        unsafe { map.as_ptr().read_volatile() };
+        panic!("bytes of somebody else may have been read");
+    });
+    child.iter().for_each(|child| expect_killed(child, SIGBUS));
 }
 
 #[test]

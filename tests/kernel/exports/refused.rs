@@ -7,11 +7,13 @@ use devpagemap::{Access, Error, P2p, PassedOver, RegionKind, Size, Timeline, Via
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{ALL, BYTES, WAYS, buffer, bytes_of, device, fill, let_go, read_all, reasons};
-use crate::child::{expect_success, in_a_child};
-use crate::refusing::{
-    CLONE, CREATE_DUMB, Call, DMA_HEAP_ALLOC, EXPORT_SYNC_FILE, FILE_INFO, HANDLE_TO_FD, IMPORT_SYNC_FILE,
-    MMAP, MREMAP, SET_NAME, UDMABUF_CREATE_LIST, VGEM_FENCE_ATTACH, refusing,
+use crate::calls::{
+    CLONE, CREATE_DUMB, DMA_HEAP_ALLOC, EXPORT_SYNC_FILE, FILE_INFO, HANDLE_TO_FD, IMPORT_SYNC_FILE, MMAP,
+    MREMAP, SET_NAME, UDMABUF_CREATE_LIST, VGEM_FENCE_ATTACH,
 };
+use crate::child::{expect_success, in_a_child};
+use crate::observe::{descriptors, wait_until};
+use crate::refusing::{Call, refusing};
 use crate::setup::{Thing, guest, need};
 
 #[test]
@@ -58,6 +60,8 @@ fn a_full_table_of_descriptors_is_its_own_error_and_changes_nothing() {
     }
     let child = in_a_child(TEST, || {
         for via in WAYS {
+            // A descriptor that the device before closes late would be one more here.
+            let before = descriptors();
             let device = device();
             let buffer = buffer(&device, "full");
             fill(&device, &buffer, 1);
@@ -85,6 +89,8 @@ fn a_full_table_of_descriptors_is_its_own_error_and_changes_nothing() {
                 assert!(read_all(&buffer) == bytes_of(1), "{via}");
             }
             assert!(refusals >= 2, "{via}: a dma-buf and its copy, at least");
+            drop((buffer, device));
+            wait_until("the device is gone", || descriptors() <= before);
         }
     });
     if let Some(child) = child {
@@ -170,63 +176,6 @@ fn whatever_call_the_kernel_refuses_an_export_is_whole_or_has_changed_nothing() 
             let_go(&device);
         }
     }
-}
-
-#[test]
-fn a_full_address_space_is_an_error_and_changes_nothing() {
-    const TEST: &str = "exports::refused::a_full_address_space_is_an_error_and_changes_nothing";
-    /// Too little for what is mapped, but enough for what the test itself needs.
-    const LITTLE: u64 = 512 << 10;
-    if !need(&ALL) {
-        return;
-    }
-    let child = in_a_child(TEST, || {
-        for via in WAYS {
-            let device = device();
-            let buffer = buffer(&device, "cramped");
-            fill(&device, &buffer, 1);
-            buffer.wait().expect("the job succeeds");
-            // The watch's thread needs a stack, pages elsewhere a mapping as well.
-            let mut refusals = 0;
-            for left in [LITTLE, LITTLE + BYTES] {
-                match with_addresses_left(left, || buffer.export(via.clone())) {
-                    Ok(export) => {
-                        drop(export);
-                        let_go(&device);
-                    }
-                    Err(error) => {
-                        refusals += 1;
-                        let said = error.to_string();
-                        assert!(
-                            said.contains("Cannot allocate memory") || said.contains("temporarily"),
-                            "{via}: {said}"
-                        );
-                        let stats = device.stats();
-                        assert_eq!((stats.exported_bytes, stats.export_pages_bytes), (0, 0), "{via}");
-                        assert_eq!(buffer.region(), Some(RegionKind::Vram), "{via}");
-                    }
-                }
-                assert!(read_all(&buffer) == bytes_of(1), "{via}");
-            }
-            assert!(refusals > 0, "{via}: there is no room for the thread");
-            buffer.export(via.clone()).unwrap_or_else(|error| panic!("{via}: {error}"));
-        }
-    });
-    if let Some(child) = child {
-        expect_success(&child);
-    }
-}
-
-/// Runs `body` while only so much more of the address space can be had.
-fn with_addresses_left<O>(left_bytes: u64, body: impl FnOnce() -> O) -> O {
-    let pages = std::fs::read_to_string("/proc/self/statm").expect("there is /proc");
-    let pages: u64 = pages.split(' ').next().and_then(|first| first.parse().ok()).expect("its size in pages");
-    let before = getrlimit(Resource::As);
-    let current = Some(pages * 4096 + left_bytes);
-    setrlimit(Resource::As, Rlimit { current, maximum: before.maximum }).expect("it may be lowered");
-    let result = body();
-    setrlimit(Resource::As, before).expect("it is no more than before");
-    result
 }
 
 #[test]
