@@ -17,6 +17,7 @@ mod card;
 #[path = "../setup/child.rs"]
 mod child;
 mod doctor;
+mod drives;
 mod exports;
 mod fences;
 mod imports;

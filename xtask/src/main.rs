@@ -47,6 +47,7 @@ usage: cargo xtask <command>
   vm [FILTER]      the kernel tests in a guest with Debian's kernel; FILTER is a part of a test's name
                    --own-kernel: with our own build of its source, which takes minutes the first time
                    --kvm: on the processor itself, where that works
+                   --scale 1/N: how large the main replay on a PCI device is; 1/1 is its full size
   ci               what .ci/run runs: test, in full";
 
 fn main() -> ExitCode {

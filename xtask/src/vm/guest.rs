@@ -28,6 +28,9 @@ const KVM_LIMIT: Duration = Duration::from_secs(20);
 const DRIVE_BYTES: u64 = 64 << 20;
 /// The drives.
 const DRIVES: [&str; 3] = ["a", "b", "c"];
+/// The memory of a guest. The main replay in its full size may have 1.3 GiB in use outside of the BAR: all its buffers, and what it evicts
+/// before the copies are done.
+const MEMORY_MIB: &str = "2048";
 /// The switch and the drives.
 const TOPOLOGY: [&str; 8] = [
     "pcie-root-port,id=port1,chassis=1,slot=1",
@@ -121,7 +124,7 @@ fn machine(image: &Path, processor: &str, accelerator: Accelerator) -> Command {
     // QEMU goes when we go, however we go.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-    command.args(["-M", "q35", "-smp", "2", "-m", "1024", "-nic", "none", "-vga", "none"]);
+    command.args(["-M", "q35", "-smp", "2", "-m", MEMORY_MIB, "-nic", "none", "-vga", "none"]);
     command.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]);
     command.args(match accelerator {
         Accelerator::Tcg => ["-accel", "tcg,thread=multi"],

@@ -15,12 +15,14 @@ const INIT: &str = include_str!("../../vm/init");
 pub struct Orders {
     /// Stands in the closing line, so that no other line can be taken for it.
     pub token: String,
-    /// Parts of names: tests that have one of them are run; all without any.
+    /// Parts of names: tests that have one of them are run, all without any; but not those with what stands behind `--skip`.
     pub filter: String,
     /// Which guest it is, for tests that expect something of it.
     pub guest: String,
     /// What must be there.
     pub required: String,
+    /// How large the main replay on a PCI device is, as `1/N`.
+    pub scale: String,
     /// How many drives there are.
     pub drives: usize,
     /// A folder of the host that the guest has at the same place.
@@ -43,6 +45,7 @@ impl Orders {
             format!("export DEVPAGEMAP_KERNEL_GUEST={}", quoted(&self.guest)),
             format!("export DEVPAGEMAP_KERNEL_REQUIRED={}", quoted(&self.required)),
             "export DEVPAGEMAP_COMMAND=/bin/devpagemap".to_owned(),
+            format!("export DEVPAGEMAP_REPLAY_SCALE={}", quoted(&self.scale)),
         ];
         lines.join("\n") + "\n"
     }

@@ -50,6 +50,9 @@ const EVERYWHERE: [&str; 10] = [
     "ivshmem-wc",
     "nvme",
 ];
+/// What runs on the own kernel: to what it makes a difference, but for the test that waits for ten seconds, which are as long there.
+const OWN_MAX: &str = "nodes:: exports:: fences:: syncobjs:: who_imports:: pci:: drives:: \
+    --skip work_that_takes_longer_than_vgems_fences_last";
 /// What guests of the own kernel must have besides.
 const OWN_ONLY: [&str; 3] = ["vkms", "sw-sync", "p2pmem"];
 
@@ -85,6 +88,8 @@ pub struct Options<'a> {
     pub own_kernel: bool,
     /// Whether the processor is to run guests.
     pub kvm: bool,
+    /// How large the main replay on a PCI device is to be, as `1/N`; when empty, as large as the kernel's guests have it.
+    pub scale: &'a str,
     /// A part of the names of the tests that are to run.
     pub filter: &'a str,
 }
@@ -93,16 +98,25 @@ impl<'a> Options<'a> {
     /// Reads the arguments behind `vm`; `None` for what makes no sense.
     pub fn parse(arguments: &[&'a str]) -> Option<Options<'a>> {
         let mut options = Options::default();
-        for argument in arguments {
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
             match *argument {
                 "--own-kernel" => options.own_kernel = true,
                 "--kvm" => options.kvm = true,
+                "--scale" => {
+                    let is_scale = |scale: &&&str| scale.strip_prefix("1/").is_some_and(is_positive);
+                    options.scale = arguments.next().filter(is_scale)?;
+                }
                 filter if !filter.starts_with('-') && options.filter.is_empty() => options.filter = filter,
                 _ => return None,
             }
         }
         Some(options)
     }
+}
+
+fn is_positive(number: &str) -> bool {
+    number.parse::<u32>().is_ok_and(|number| number > 0)
 }
 
 /// `cargo xtask vm`.
@@ -206,7 +220,8 @@ fn boot_all(kernel: &Kernel, options: &Options<'_>) -> Result<Outcome, String> {
     for (processor, all) in kernel.processors() {
         let filter = if options.filter.is_empty() { all } else { options.filter };
         let tests = programs.listed(filter)?.len() as u64;
-        let run = Run { cache: &cache, kernel, programs: &programs, tests, processor, accelerator };
+        let scale = if options.scale.is_empty() { kernel.scale() } else { options.scale };
+        let run = Run { cache: &cache, kernel, programs: &programs, tests, processor, accelerator, scale };
         match run.once(filter) {
             Ok((report, took)) => {
                 tally += report.tally;
@@ -238,12 +253,14 @@ impl Kernel {
     /// those to which it or the processor makes a difference.
     fn processors(&self) -> &'static [(&'static str, &'static str)] {
         match self.name {
-            "own" => &[
-                ("max", "nodes:: exports:: fences:: syncobjs:: who_imports:: pci::"),
-                ("EPYC", "nodes:: pci::"),
-            ],
+            "own" => &[("max", OWN_MAX), ("EPYC", "nodes:: drives::")],
             _ => &[("max", "")],
         }
+    }
+
+    /// How large the main replay on a PCI device is: in its full size once, in the guest that has time for it.
+    fn scale(&self) -> &'static str {
+        if self.name == "own" { "1/1" } else { "1/8" }
     }
 
     /// The folder of the host with libraries for images. They are 200 MB, so only one kernel has what it takes to see them.
@@ -266,6 +283,8 @@ struct Run<'a> {
     tests: u64,
     processor: &'a str,
     accelerator: Accelerator,
+    /// Of the main replay on a PCI device.
+    scale: &'a str,
 }
 
 impl Run<'_> {
@@ -277,6 +296,7 @@ impl Run<'_> {
             filter: filter.to_owned(),
             guest: format!("{},{processor}", kernel.name),
             required: kernel.required(),
+            scale: self.scale.to_owned(),
             drives: guest::drives(),
             shared: kernel.shared(),
         };
@@ -309,10 +329,14 @@ mod tests {
 
     #[test]
     fn options_and_one_filter_may_come_in_any_order() {
-        let options = Options { own_kernel: true, kvm: false, filter: "pci" };
-        assert_eq!(Options::parse(&["pci", "--own-kernel"]), Some(options));
+        let options = Options { own_kernel: true, kvm: false, scale: "1/2", filter: "pci" };
+        assert_eq!(Options::parse(&["pci", "--scale", "1/2", "--own-kernel"]), Some(options));
         assert_eq!(Options::parse(&[]), Some(Options::default()));
         assert_eq!(Options::parse(&["pci", "exports"]), None);
         assert_eq!(Options::parse(&["--shell"]), None);
+        for wrong in ["2", "1/0", "1/x", "", "pci"] {
+            assert_eq!(Options::parse(&["--scale", wrong]), None, "{wrong:?}");
+        }
+        assert_eq!(Options::parse(&["--scale"]), None);
     }
 }

@@ -42,7 +42,7 @@ impl Programs {
         Ok(Programs { tests, command, libraries })
     }
 
-    /// The names of the tests that contain a word of `filter`; all without any.
+    /// The names of the tests that contain a word of `filter`, all without any; but not those with what stands behind `--skip`.
     ///
     /// # Errors
     /// That the program does not list them.
