@@ -168,6 +168,27 @@ fn a_failure_is_told_where_kernel_fences_can_say_so() {
 }
 
 #[test]
+fn points_have_64_bits() {
+    if !need(&[Thing::VirtioGpu, Thing::Vgem]) {
+        return;
+    }
+    let (ours, theirs) = (device_with(FenceSource::Auto), device_with(FenceSource::Auto));
+    let (one, other) = shared(&ours, &theirs);
+    for point in [u64::from(u32::MAX), 1 << 32, 1 << 63, u64::MAX] {
+        let (job, gate) = start(&ours);
+        let early = other.fence_at(point).expect("it may come");
+        one.attach(point, &FenceSet::from(job)).expect("points go up");
+        assert_eq!(other.submitted().expect("it is open"), point);
+        assert!(!early.is_signaled());
+        gate.signal(1);
+        early.wait().expect("it does nothing");
+        wait_until("the point is reached", || progress(&other) == (point, point));
+    }
+    let refused = one.signal(u64::MAX).expect_err("nothing is behind that");
+    assert!(matches!(refused, Error::PointOutOfOrder { last: u64::MAX, .. }), "{refused}");
+}
+
+#[test]
 fn one_fence_goes_in_and_out_without_points() {
     if !need(&[Thing::VirtioGpu, Thing::Vgem]) {
         return;
