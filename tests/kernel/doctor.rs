@@ -29,6 +29,7 @@ fn what_the_machine_has_works_when_it_is_tried_and_is_told_so() {
     let fences = section(&table, "fences in the kernel");
     assert!(fences[0].starts_with("yes  sync_file"), "{table}");
     assert!(fences[1].starts_with("yes  vgem"), "{table}");
+    assert!(fences.iter().any(|line| line.starts_with("yes  syncobj")), "{table}");
     let bars = section(&table, "BARs that could be video memory");
     let shared = |line: &&str| line.contains("512 MiB") && line.contains("nobody has it");
     assert!(bars.iter().any(shared), "{table}");

@@ -78,6 +78,7 @@ struct FencesReport {
     /// `null` when there was no dma-buf to ask.
     sync_files: Option<bool>,
     sources: Vec<UsableReport>,
+    syncobjs: UsableReport,
 }
 
 #[derive(Serialize)]
@@ -209,7 +210,14 @@ fn heaps(found: &Diagnosis) -> Vec<UsableReport> {
 fn fences(found: &Diagnosis) -> FencesReport {
     let vgem = usable("vgem", &found.vgem_fences, |why| remedy::of_exporter(&Via::Vgem, why));
     let sw_sync = usable("sw_sync", &found.sw_sync, remedy::of_sw_sync);
-    FencesReport { sync_files: found.sync_files, sources: vec![vgem, sw_sync] }
+    let why = found.syncobjs.as_ref().err();
+    let syncobjs = UsableReport {
+        name: "syncobj".to_owned(),
+        usable: why.is_none(),
+        problem: why.map(ToString::to_string),
+        remedy: why.and_then(remedy::of_syncobjs),
+    };
+    FencesReport { sync_files: found.sync_files, sources: vec![vgem, sw_sync], syncobjs }
 }
 
 fn peer_memory(found: &Diagnosis) -> Vec<PeerMemoryReport<'_>> {

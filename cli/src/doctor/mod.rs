@@ -6,7 +6,8 @@
 //!   sysfs (p2pmem, BARs), limits       ─┘
 //! ```
 //!
-//! Nothing is taken for granted because a device is there: each exporter exports a page, which is read back.
+//! Nothing is taken for granted because a device is there: each exporter exports a page, which is read back, and a point of a
+//! syncobj goes from one device to another.
 
 pub mod bars;
 pub mod json;
@@ -37,6 +38,8 @@ pub struct Diagnosis {
     pub vgem_fences: Result<(), WhyNot>,
     /// Whether dma-bufs take fences as descriptors; `None` when there was no dma-buf to ask.
     pub sync_files: Option<bool>,
+    /// Whether a point of a syncobj goes from one device to another.
+    pub syncobjs: Result<(), devpagemap::Error>,
     /// Memory of PCI functions that the kernel lends to peers.
     pub peer_memory: Vec<PeerMemory>,
     /// BARs that could serve as a prototype's video memory.
@@ -89,6 +92,7 @@ impl Diagnosis {
             sw_sync: offers.sw_sync,
             vgem_fences: offers.vgem_fences,
             sync_files,
+            syncobjs: trial::syncobjs(),
             peer_memory: bars::peer_memory(root),
             bars: bars::bars(root),
             limits: Limits::read(root),

@@ -1,6 +1,6 @@
 //! What to do about what is missing.
 
-use devpagemap::{Via, WhyNot};
+use devpagemap::{Error, Via, WhyNot};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -41,6 +41,12 @@ pub fn of_sw_sync(why: &WhyNot) -> Option<String> {
         _ => return None,
     };
     Some(text.to_owned())
+}
+
+/// What makes syncobjs usable.
+pub fn of_syncobjs(error: &Error) -> Option<String> {
+    let none = matches!(error, Error::NoSyncobjs { .. });
+    none.then(|| "a GPU whose driver has them; in a virtual machine -device virtio-gpu-pci".to_owned())
 }
 
 /// What lets this user open a file, from who may now.

@@ -172,10 +172,25 @@ fn fences(found: &Diagnosis) -> Vec<Row> {
         Some(false) => (State::Missing, "dma-bufs take no fences as descriptors: that came with Linux 6.0"),
         None => (State::Told, "not known: there is nobody to make a dma-buf that could be asked"),
     };
+    let syncobjs = match &found.syncobjs {
+        Ok(()) => Row {
+            name: "syncobj".into(),
+            state: State::Works,
+            says: "points go from one device to another".into(),
+            remedy: None,
+        },
+        Err(error) => Row {
+            name: "syncobj".into(),
+            state: State::Missing,
+            says: error.to_string(),
+            remedy: remedy::of_syncobjs(error),
+        },
+    };
     vec![
         Row { name: "sync_file".into(), state, says: says.into(), remedy: None },
         source("vgem", "a program signals them; they expire after 10 s", &found.vgem_fences, of_vgem),
         source("sw_sync", "a program signals them; for debugging", &found.sw_sync, of_sw_sync),
+        syncobjs,
     ]
 }
 

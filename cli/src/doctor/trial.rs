@@ -1,4 +1,4 @@
-//! An exporter is tried: a page goes out through it and is read from the other side.
+//! What is there is tried: a page goes out through an exporter and is read from the other side, a point of a syncobj is waited for there.
 
 use devpagemap::{Abilities, Device, Result, Size, SoftwareGpu, Via, WhyNot};
 
@@ -30,8 +30,24 @@ impl Trial {
     }
 }
 
+/// A point of a syncobj that one device signals is waited for by another.
+///
+/// # Errors
+/// What went wrong.
+pub fn syncobjs() -> Result<()> {
+    let (ours, theirs) = (device()?, device()?);
+    let syncobj = ours.create_syncobj()?;
+    let same = theirs.import_syncobj(syncobj.export()?)?;
+    let awaited = same.fence_at(1)?;
+    syncobj.signal(1)?;
+    Ok(awaited.wait()?)
+}
+
+fn device() -> Result<Device<SoftwareGpu>> {
+    Device::builder(SoftwareGpu::builder().build()?).vram(Size::mib(1)).build()
+}
+
 fn exported_page(via: &Via) -> Result<Option<bool>> {
-    let device = || Device::builder(SoftwareGpu::builder().build()?).vram(Size::mib(1)).build();
     let (ours, theirs) = (device()?, device()?);
     let buffer = ours.buffer(PAGE).name("devpagemap doctor").create()?;
     let page = vec![BYTE; PAGE.as_bytes() as usize];
