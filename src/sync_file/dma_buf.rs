@@ -18,19 +18,9 @@ use crate::uapi::sync_file::{Status, fences};
 pub(super) struct KernelSyncFile(OwnedFd);
 
 impl KernelSyncFile {
-    /// Around what the kernel has just made.
+    /// Around what the kernel has just made, or what somebody says is one.
     pub(super) fn of(fd: OwnedFd) -> KernelSyncFile {
         KernelSyncFile(fd)
-    }
-
-    /// Around what somebody says is one.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub(super) fn check(fd: OwnedFd) -> Result<(KernelSyncFile, Vec<FenceInfo>)> {
-        let file = KernelSyncFile(fd);
-        let fences = file.fences()?;
-        Ok((file, fences))
     }
 }
 

@@ -30,8 +30,7 @@ impl<D: Driver> Device<D> {
     /// # Errors
     /// [`Error::NotASyncFile`](crate::Error::NotASyncFile), [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft).
     pub fn import_sync_file(&self, sync_file: OwnedFd) -> Result<Fence> {
-        let (file, fences) = KernelSyncFile::check(sync_file)?;
-        self.manager().crossing.fence_of(Box::new(file), &fences)
+        self.manager().crossing.fence_of(Box::new(KernelSyncFile::of(sync_file)))
     }
 
     /// A `sync_file` that signals when all of `fences` have, for another driver or process to wait for. It becomes readable for poll.

@@ -112,13 +112,14 @@ fn name_of(fences: &[FenceInfo]) -> String {
 }
 
 impl Crossing {
-    /// A fence that signals once all of `fences`, which are those of `file`, have, with the first error among theirs.
+    /// A fence that signals once all of those of `file` have, with the first error among theirs.
     ///
     /// # Errors
-    /// [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft), what the system says.
-    pub(super) fn fence_of(self: &Arc<Self>, file: Box<dyn SyncFile>, fences: &[FenceInfo]) -> Result<Fence> {
+    /// [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft), what the kernel says of the file.
+    pub(super) fn fence_of(self: &Arc<Self>, file: Box<dyn SyncFile>) -> Result<Fence> {
+        let fences = file.fences()?;
         if fences.iter().any(|fence| fence.ended.is_none()) {
-            return self.listen(file, fences, Vec::new());
+            return self.listen(file, &fences, Vec::new());
         }
         let Some(error) = fences.iter().find_map(FenceInfo::error) else { return Ok(Fence::signaled()) };
         let timeline = Timeline::new("a fence that had failed");

@@ -18,15 +18,19 @@
 //! **Theirs for us.** A point that is looked for goes through these steps, until nothing is left to wait for:
 //!
 //! ```text
-//!   look ─┬─ work of ours up to it is outstanding ──► wait for that, as long as it takes ──────────► look again
-//!         ├─ it is there ───────────────────────────► wait for its fences, as long as for a stranger ──► over
-//!         └─ it is not ─────────────────────────────► wait for its coming, as long as for a stranger ──► look again
-//!                                                       or for work of ours, if it is promised meanwhile
+//!   look ─┬─ it is there ─► wait for work of ours in it, as long as it takes ─► wait for the rest of it, as long as for a stranger ─► over
+//!         └─ it is not ─┬─ promised late here ─► wait for that work, as long as it takes ─► look again
+//!                       └─ wait for its coming, as long as for a stranger ─► look again
+//!                            or for work of ours, if that very point is promised here meanwhile
 //! ```
 //!
-//! The kernel is asked for the point first and ours are looked at afterwards, so that a point of ours is never taken for a stranger's.
-//! Ours come first because our own work may take longer than we would wait for a stranger, and a sync_file does not say whose a fence
-//! is. Who looks for what is not there stands in a list, and whoever takes him out of it goes on for him: the arrival in the kernel, its
+//! Ours come first because our own work may take longer than we would wait for a stranger, and a sync_file does not say whose a fence is.
+//! The kernel is asked for the point, and ours are looked at, under one lock, so that a point of ours is never taken for a stranger's; and what
+//! it said is kept, so that what comes afterwards does not count. That a *higher* point is promised does not end the wait for a lower one, which
+//! is others' to add: the work behind ours may well wait for theirs. If it is attached nevertheless, theirs can come no more, and who waits
+//! finds ours in its place, for no longer than for a stranger's, since our own work may be waiting for him.
+//!
+//! Who looks for what is not there stands in a list, and whoever takes him out of it goes on for him: the arrival in the kernel, its
 //! deadline, or the promise of the point by this very syncobj.
 
 #[cfg(all(test, not(any(loom, shuttle))))]
@@ -39,16 +43,25 @@ use devpagemap_fence::sync::mutant;
 use devpagemap_fence::{Fence, FenceError, FenceSet, Outside, Timeline};
 
 use super::crossing::Crossing;
-use super::kernel::SyncObject;
+use super::kernel::{SyncFile, SyncObject};
 use crate::error::{Error, Result};
 
 /// A point that work of ours is behind.
 struct Promise {
     point: u64,
-    /// That work, and all that was promised before. Signals after the kernel has heard of it.
+    /// That work, and all that was promised before.
     fence: Fence,
-    /// Not in the kernel before it has signalled.
-    late: bool,
+    /// When it comes to the kernel.
+    comes: Comes,
+}
+
+/// When a promised point is in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comes {
+    /// It is, behind this point, with none between: it stands for all that are.
+    AtOnce { behind: u64 },
+    /// When its work is done.
+    Late,
 }
 
 /// A point that somebody here looks for.
@@ -73,28 +86,34 @@ impl Sought {
 
 /// What there is to wait for next.
 enum Step {
-    /// Work of ours; then to look again.
-    Ours(Fence),
+    /// Work of ours; then for the rest of what the kernel has told, or to look again if it had nothing.
+    Ours(Fence, Option<Box<dyn SyncFile>>),
     /// The fences of the point.
     There(Fence),
     /// The point; the keeper knows this wait by the number.
     Arrival(u64, Fence),
 }
 
+/// What a look at a point has found.
+struct Found {
+    /// What the kernel has of it.
+    there: Option<Box<dyn SyncFile>>,
+    /// Work of ours in it, or behind it.
+    ours: Option<Fence>,
+}
+
 #[derive(Default)]
 struct Ours {
     /// By their points; those that have signalled may be gone.
     promised: Vec<Promise>,
-    /// The last point of those that are gone.
-    gone: u64,
     /// Who waits for a point to come, by the keeper's numbers.
     sought: Vec<(u64, Sought)>,
 }
 
 impl Ours {
     fn late(&self) -> Option<u64> {
-        let late = self.promised.iter().rev().find(|promise| promise.late && !promise.fence.is_signaled());
-        late.map(|promise| promise.point)
+        let is_late = |promise: &&Promise| promise.comes == Comes::Late && !promise.fence.is_signaled();
+        self.promised.iter().rev().find(is_late).map(|promise| promise.point)
     }
 
     /// Nothing that is late stands in the way of the point; for 0, of all of them.
@@ -103,36 +122,46 @@ impl Ours {
         self.late().map_or(Ok(()), |last| Err(Error::PointOutOfOrder { point, why, last }))
     }
 
-    /// What was promised last of what such a point stands for, unless that is over.
-    fn before(&self, point: u64) -> Option<Fence> {
-        let counts = |promise: &&Promise| point == 0 || promise.point <= point;
-        let last = self.promised.iter().rev().find(counts)?;
-        (!last.fence.is_signaled()).then(|| last.fence.clone())
+    /// The work of ours in a point that is there, unless it is over. Who has waited for it to `come` finds in a higher one nobody's work but a
+    /// stranger's.
+    fn in_point(&self, point: u64, came: bool) -> Option<Fence> {
+        let is_in = |promise: &&Promise| match promise.comes {
+            Comes::AtOnce { .. } if point == 0 || promise.point <= point => true,
+            Comes::AtOnce { behind } => behind < point && !came,
+            Comes::Late => false,
+        };
+        self.promised.iter().rev().find(is_in).and_then(Promise::outstanding)
     }
 
-    /// The first that will do for such a point, unless it is over.
-    fn at_or_behind(&self, point: u64) -> Option<Fence> {
-        if self.gone > 0 && self.gone >= point {
-            return None;
-        }
-        let first = self.promised.iter().find(|promise| promise.point >= point)?;
-        (!first.fence.is_signaled()).then(|| first.fence.clone())
+    /// The work of ours behind a point that is not there.
+    fn late_at(&self, point: u64) -> Option<Fence> {
+        let is_it = |promise: &&Promise| promise.comes == Comes::Late && promise.point == point;
+        self.promised.iter().find(is_it).and_then(Promise::outstanding)
     }
 
-    /// No point is there any more.
-    fn forget(&mut self) {
-        self.promised.clear();
-        self.gone = 0;
+    /// Whether there is work of ours behind what somebody looks for that was not there.
+    fn is_promised(&self, point: u64) -> bool {
+        self.promised.iter().any(|promise| promise.is_sought_by(point) && promise.outstanding().is_some())
     }
 
     /// Adds a promise. Returns the one before, and who has looked for this one.
     fn promise(&mut self, promise: Promise) -> (Option<Fence>, Vec<(u64, Sought)>) {
-        let over = self.promised.extract_if(.., |earlier| earlier.fence.is_signaled());
-        self.gone = over.map(|earlier| earlier.point).max().unwrap_or(0).max(self.gone);
+        self.promised.retain(|earlier| !earlier.fence.is_signaled());
         let before = self.promised.last().map(|last| last.fence.clone());
-        let found = self.sought.extract_if(.., |(_, sought)| sought.point <= promise.point).collect();
+        let found = self.sought.extract_if(.., |(_, sought)| promise.is_sought_by(sought.point)).collect();
         self.promised.push(promise);
         (before, found)
+    }
+}
+
+impl Promise {
+    fn outstanding(&self) -> Option<Fence> {
+        (!self.fence.is_signaled()).then(|| self.fence.clone())
+    }
+
+    /// Whether who looks for `point`, which is not there, looks for this one: for 0, whatever is there next.
+    fn is_sought_by(&self, point: u64) -> bool {
+        self.point == point || point == 0 && self.comes != Comes::Late
     }
 }
 
@@ -160,24 +189,23 @@ impl Points {
         self.crossing.source()?;
         let (reserved, file) = self.crossing.reserve_with_file(Vec::new())?;
         let line = Timeline::new(name_of(point));
-        let promise = Promise { point, fence: line.next_point(), late: false };
+        let promised = line.next_point();
         let mut ours = self.ours.lock();
         ours.none_is_late(point)?;
-        if point > 0 {
-            self.may_come(&ours, point)?;
-        }
+        let behind = if point > 0 { self.may_come(&ours, point)? } else { 0 };
         self.theirs.add(point, &*file)?;
         if point == 0 {
-            ours.forget();
+            ours.promised.clear();
         }
-        let promised = promise.fence.clone();
-        let (before, found) = ours.promise(promise);
+        let comes = Comes::AtOnce { behind };
+        let (before, found) = ours.promise(Promise { point, fence: promised, comes });
+        let found = self.look_for_all(&ours, found);
         drop(ours);
         reserved.arm(fences);
         let outcome = with(fences, before);
         let all = outcome.clone();
         all.when_signaled(move || end(&line, &outcome));
-        self.goes_on_behind(&promised, found);
+        self.all_go_on(found);
         Ok(())
     }
 
@@ -187,20 +215,20 @@ impl Points {
     /// [`Error::PointOutOfOrder`], what the kernel says. Nothing was promised.
     pub(crate) fn signal_after(self: &Arc<Self>, point: u64, fences: &FenceSet) -> Result<()> {
         let line = Timeline::new(name_of(point));
-        let promise = Promise { point, fence: line.next_point(), late: true };
+        let promised = line.next_point();
         let mut ours = self.ours.lock();
         self.may_come(&ours, point)?;
-        let promised = promise.fence.clone();
-        let (before, found) = ours.promise(promise);
+        let (before, found) = ours.promise(Promise { point, fence: promised, comes: Comes::Late });
+        let found = self.look_for_all(&ours, found);
         drop(ours);
         let before = before.filter(|_| !mutant!("a_late_point_does_not_wait_for_the_one_before"));
         let outcome = with(fences, before);
-        let (all, points) = (outcome.clone(), self.clone());
+        let (all, its_own, points) = (outcome.clone(), fences.clone(), self.clone());
         all.when_signaled(move || {
-            points.comes_late(point, &outcome);
+            points.comes_late(point, &its_own);
             end(&line, &outcome);
         });
-        self.goes_on_behind(&promised, found);
+        self.all_go_on(found);
         Ok(())
     }
 
@@ -225,7 +253,7 @@ impl Points {
         let mut ours = self.ours.lock();
         ours.none_is_late(0)?;
         self.theirs.clear()?;
-        ours.forget();
+        ours.promised.clear();
         Ok(())
     }
 
@@ -234,7 +262,7 @@ impl Points {
     /// # Errors
     /// [`Error::NoDescriptorsLeft`], [`Error::Unsupported`], what the kernel says.
     pub(crate) fn fence_at(self: &Arc<Self>, point: u64) -> Result<Fence> {
-        let step = match self.step(point)? {
+        let step = match self.step(point, false)? {
             Step::There(fence) => return Ok(fence),
             step => step,
         };
@@ -251,18 +279,18 @@ impl Points {
         Err(Error::PointOutOfOrder { point: 0, why: "points begin at 1, and the last one is", last })
     }
 
-    /// Points go up: by what is there, and by what is promised.
-    fn may_come(&self, ours: &Ours, point: u64) -> Result<()> {
+    /// Points go up: by what is there, and by what is promised. Returns the last one of these.
+    fn may_come(&self, ours: &Ours, point: u64) -> Result<u64> {
         let last = self.theirs.submitted()?.max(ours.late().unwrap_or(0));
         match point > last {
-            true => Ok(()),
+            true => Ok(last),
             false => Err(Error::PointOutOfOrder { point, why: "the last one is", last }),
         }
     }
 
     /// All work of a late point is done, and the one before has come.
-    fn comes_late(&self, point: u64, outcome: &FenceSet) {
-        if outcome.first_error().is_some() {
+    fn comes_late(&self, point: u64, its_own: &FenceSet) {
+        if its_own.first_error().is_some() {
             self.crossing.count("fences: work failed, and its point of a syncobj cannot say so");
         }
         if let Err(error) = self.theirs.signal(point) {
@@ -271,36 +299,47 @@ impl Points {
         }
     }
 
-    fn step(&self, point: u64) -> Result<Step> {
-        let early = mutant!("ours_are_looked_at_before_the_snapshot").then(|| self.before(point));
-        let there = self.theirs.snapshot(point)?;
-        // Behind the snapshot: a point of ours that is in it is found here.
-        if let Some(ours) = early.unwrap_or_else(|| self.before(point)) {
-            return Ok(Step::Ours(ours));
-        }
-        if let Some(file) = there {
-            let fences = file.fences()?;
-            return self.crossing.fence_of(file, &fences).map(Step::There);
-        }
-        let (id, arrival) = self.crossing.listen_for(self.theirs.arrival(point)?)?;
-        Ok(Step::Arrival(id, arrival))
+    /// What there is to wait for next, for who looks for a point and maybe has waited for it to come.
+    fn step(&self, point: u64, came: bool) -> Result<Step> {
+        let early =
+            mutant!("ours_are_looked_at_before_the_snapshot").then(|| self.ours.lock().in_point(point, came));
+        let found = self.look(&self.ours.lock(), point, came)?;
+        self.next(Found { ours: early.unwrap_or(found.ours), ..found }, point)
     }
 
-    fn before(&self, point: u64) -> Option<Fence> {
-        self.ours.lock().before(point)
+    /// In one step, under the lock, so that what the kernel says and what is ours belong together.
+    fn look(&self, ours: &Ours, point: u64, came: bool) -> Result<Found> {
+        let there = self.theirs.snapshot(point)?;
+        let ours = if there.is_some() { ours.in_point(point, came) } else { ours.late_at(point) };
+        Ok(Found { there, ours })
+    }
+
+    fn next(&self, found: Found, point: u64) -> Result<Step> {
+        match found {
+            Found { there, ours: Some(ours) } => Ok(Step::Ours(ours, there)),
+            Found { there: Some(file), ours: None } => self.crossing.fence_of(file).map(Step::There),
+            Found { there: None, ours: None } => {
+                let (id, arrival) = self.crossing.listen_for(self.theirs.arrival(point)?)?;
+                Ok(Step::Arrival(id, arrival))
+            }
+        }
     }
 
     fn take(self: &Arc<Self>, step: Step, mut sought: Sought) {
         match step {
             Step::There(fence) => when_over(fence, move |outcome| sought.end(outcome)),
-            Step::Ours(fence) => {
+            Step::Ours(fence, there) => {
                 let points = self.clone();
                 when_over(fence, move |outcome| {
                     sought.failed = sought.failed.take().or(outcome.err());
-                    points.looks_again(sought);
+                    match there {
+                        Some(file) => points.goes_on(points.crossing.fence_of(file).map(Step::There), sought),
+                        None => points.looks_again(sought),
+                    }
                 });
             }
-            Step::Arrival(..) if sought.came => {
+            Step::Arrival(id, _) if sought.came => {
+                self.crossing.stop_listening(id);
                 sought.end(Err(FenceError::failed("the point of a syncobj was taken away again")));
             }
             Step::Arrival(id, arrival) => self.awaits(id, arrival, sought),
@@ -308,7 +347,11 @@ impl Points {
     }
 
     fn looks_again(self: &Arc<Self>, sought: Sought) {
-        match self.step(sought.point) {
+        self.goes_on(self.step(sought.point, sought.came), sought);
+    }
+
+    fn goes_on(self: &Arc<Self>, step: Result<Step>, sought: Sought) {
+        match step {
             Ok(step) => self.take(step, sought),
             Err(error) => {
                 let cannot = format!("how far a point of a syncobj is cannot be asked: {error}");
@@ -320,10 +363,10 @@ impl Points {
     fn awaits(self: &Arc<Self>, id: u64, arrival: Fence, sought: Sought) {
         let mut ours = self.ours.lock();
         // Promised since it was looked for: whoever did that has not seen this one.
-        let promised = ours.at_or_behind(sought.point);
-        if let Some(promised) = promised.filter(|_| !mutant!("a_promise_is_not_looked_for_again")) {
+        if ours.is_promised(sought.point) && !mutant!("a_promise_is_not_looked_for_again") {
+            let found = self.look_for_all(&ours, vec![(id, sought)]);
             drop(ours);
-            return self.goes_on_behind(&promised, vec![(id, sought)]);
+            return self.all_go_on(found);
         }
         ours.sought.push((id, sought));
         drop(ours);
@@ -345,11 +388,20 @@ impl Points {
         }
     }
 
-    /// What was looked for in vain is promised now.
-    fn goes_on_behind(self: &Arc<Self>, promised: &Fence, found: Vec<(u64, Sought)>) {
-        for (id, sought) in found {
+    /// What these have looked for in vain is promised now: they look again before anything else can happen.
+    fn look_for_all(&self, ours: &Ours, sought: Vec<(u64, Sought)>) -> Vec<(u64, Sought, Result<Found>)> {
+        let look = |(id, sought): (u64, Sought)| {
+            let found = self.look(ours, sought.point, false);
+            (id, sought, found)
+        };
+        sought.into_iter().map(look).collect()
+    }
+
+    fn all_go_on(self: &Arc<Self>, found: Vec<(u64, Sought, Result<Found>)>) {
+        for (id, sought, found) in found {
             self.crossing.stop_listening(id);
-            self.take(Step::Ours(promised.clone()), sought);
+            let next = found.and_then(|found| self.next(found, sought.point));
+            self.goes_on(next, sought);
         }
     }
 }

@@ -34,6 +34,17 @@ impl Scene {
         Scene::on(FakeKernel::new())
     }
 
+    /// Where time passes only as the test wants.
+    fn timed() -> Scene {
+        Scene::on(FakeKernel::unkept(100 * TIMEOUT))
+    }
+
+    /// So much time passes, and whoever has waited for too long is told so.
+    fn pass(&self, time: Duration) {
+        self.kernel.pass(time);
+        self.crossing.do_what_is_due();
+    }
+
     fn reached(&self) -> u64 {
         self.theirs.reached().expect("nothing was told to fail")
     }
@@ -48,6 +59,14 @@ fn work() -> (Timeline, FenceSet) {
     let timeline = Timeline::new("work");
     let fence = timeline.next_point();
     (timeline, FenceSet::from(fence))
+}
+
+/// Work that is behind a fence.
+fn work_after(fence: &Fence) -> FenceSet {
+    let timeline = Timeline::new("work behind");
+    let done = timeline.next_point();
+    FenceSet::from(fence.clone()).when_signaled(move || timeline.signal(1));
+    FenceSet::from(done)
 }
 
 fn out_of_order(refused: Result<(), Error>) -> (u64, u64) {
@@ -141,20 +160,22 @@ fn a_point_that_does_not_come_in_time_is_an_error_that_names_it() {
 
 #[test]
 fn our_own_work_may_take_longer_than_a_stranger_is_waited_for() {
-    let scene = Scene::new();
-    let (timeline, fences) = work();
-    scene.points.attach(1, &fences).expect("it is the first");
-    let found = scene.fence_at(1);
-    scene.kernel.pass(3 * TIMEOUT);
-    assert!(!found.is_signaled());
-    timeline.signal(1);
-    assert_eq!(found.wait(), Ok(()));
+    for sought in [1, 3] {
+        let scene = Scene::timed();
+        let (timeline, fences) = work();
+        scene.points.attach(3, &fences).expect("it is the first");
+        let found = scene.fence_at(sought);
+        scene.pass(3 * TIMEOUT);
+        assert!(!found.is_signaled());
+        timeline.signal(1);
+        assert_eq!(found.wait(), Ok(()));
+    }
 }
 
 #[test]
 fn who_looks_for_a_point_before_it_is_promised_waits_for_that_work_as_long_as_it_takes() {
     for late in [false, true] {
-        let scene = Scene::new();
+        let scene = Scene::timed();
         let found = scene.fence_at(2);
         let (timeline, fences) = work();
         let promised = match late {
@@ -162,12 +183,87 @@ fn who_looks_for_a_point_before_it_is_promised_waits_for_that_work_as_long_as_it
             false => scene.points.attach(2, &fences),
         };
         promised.expect("it is the first");
-        scene.kernel.pass(3 * TIMEOUT);
+        scene.pass(3 * TIMEOUT);
         assert!(!found.is_signaled());
         timeline.signal(1);
         assert_eq!(found.wait(), Ok(()));
         assert_eq!(scene.crossing.counts.read()[4], 0, "nobody failed");
     }
+}
+
+#[test]
+fn work_of_ours_may_wait_for_a_point_of_theirs_and_be_the_next_one() {
+    let scene = Scene::new();
+    let acquired = scene.fence_at(1);
+    scene.points.signal_after(2, &work_after(&acquired)).expect("it is behind theirs");
+    let stranger = scene.kernel.stranger();
+    scene.theirs.attach(1, &stranger);
+    assert!(!acquired.is_signaled());
+    stranger.signal();
+    assert_eq!(acquired.wait(), Ok(()));
+    assert_eq!(scene.theirs.came(), vec![1, 2]);
+}
+
+#[test]
+fn a_point_of_theirs_that_ours_has_overtaken_is_waited_for_no_longer_than_a_stranger() {
+    let scene = Scene::timed();
+    let acquired = scene.fence_at(1);
+    scene.points.attach(2, &work_after(&acquired)).expect("it is the first");
+    scene.pass(TIMEOUT);
+    scene.pass(TIMEOUT);
+    assert!(matches!(acquired.status(), Some(Err(FenceError::TimedOut { .. }))), "{acquired:?}");
+    assert_eq!(scene.reached(), 2);
+}
+
+#[test]
+fn a_point_of_theirs_below_a_late_one_of_ours_is_not_kept_by_it() {
+    let scene = Scene::new();
+    let (_timeline, late) = work();
+    scene.points.signal_after(2, &late).expect("it is the first");
+    let found = scene.fence_at(1);
+    let stranger = scene.kernel.stranger();
+    scene.theirs.attach(1, &stranger);
+    stranger.signal();
+    assert_eq!(found.wait(), Ok(()));
+}
+
+#[test]
+fn what_was_there_when_it_was_looked_for_is_not_followed_by_what_came_then() {
+    // Of a single fence that is replaced, and of a timeline that goes on, before and after it was there.
+    for (first, then, early) in [(0, 0, false), (0, 0, true), (1, 2, false), (1, 2, true)] {
+        let scene = Scene::new();
+        let (timeline, fences) = work();
+        let sought_early = early.then(|| scene.fence_at(0));
+        scene.points.attach(first, &fences).expect("nothing is there");
+        let held = sought_early.unwrap_or_else(|| scene.fence_at(0));
+        scene.points.attach(then, &work_after(&held)).expect("points go up");
+        timeline.signal(1);
+        assert_eq!(held.wait(), Ok(()), "{first}, {then}, {early}");
+        assert_eq!(scene.kernel.outstanding(), 0);
+    }
+}
+
+#[test]
+fn what_is_taken_away_while_it_is_waited_for_is_waited_for_to_its_end() {
+    let scene = Scene::timed();
+    let (timeline, fences) = work();
+    scene.points.attach(4, &fences).expect("it is the first");
+    let held = scene.fence_at(4);
+    scene.points.clear().expect("nothing is late");
+    timeline.signal(1);
+    assert_eq!(held.status(), Some(Ok(())));
+}
+
+#[test]
+fn many_late_points_come_without_many_frames_on_the_stack() {
+    let scene = Scene::new();
+    let (timeline, fences) = work();
+    scene.points.signal_after(1, &fences).expect("it is the first");
+    for point in 2..4000 {
+        scene.points.signal_after(point, &FenceSet::new()).expect("points go up");
+    }
+    timeline.signal(1);
+    assert_eq!(scene.theirs.came().len(), 3999);
 }
 
 #[test]
@@ -230,12 +326,11 @@ fn what_is_replaced_or_taken_away_is_there_no_more() {
 
 #[test]
 fn a_point_that_is_taken_away_as_it_comes_is_an_error() {
-    let scene = Scene::on(FakeKernel::unkept(2 * TIMEOUT));
+    let scene = Scene::timed();
     let found = scene.fence_at(1);
     scene.points.signal(1).expect("it is the first");
     scene.points.clear().expect("nothing is late");
-    scene.kernel.pass(TIMEOUT);
-    scene.crossing.do_what_is_due();
+    scene.pass(TIMEOUT);
     let error = found.wait().expect_err("it is not there");
     assert!(error.to_string().contains("taken away"), "{error}");
 }
