@@ -18,6 +18,7 @@ use devpagemap_fence::{Fence, FenceSet};
 use super::attachment::Attachment;
 use super::importer::Peer;
 use super::peer_map::{PeerExtent, PeerMap};
+use super::staged::Writers;
 use crate::aperture::OnPressure;
 use crate::bo::{Buffer, BufferObject, Transaction, check_range};
 use crate::error::{Error, Result};
@@ -150,10 +151,11 @@ impl GroupMap {
     pub fn begin(&self, access: Access) -> Result<FenceSet> {
         self.maps.iter().try_for_each(|map| map.buffer.0.check_permits(access))?;
         self.transact(|transaction, maps| {
-            let mut after = FenceSet::new();
+            let (mut after, writers) = (FenceSet::new(), Writers::of(maps));
             for (index, map) in maps.iter().enumerate() {
                 after.merge(&transaction.begin_use(transaction.member(index), map, access)?);
             }
+            writers.stay();
             Ok(after)
         })
     }

@@ -341,6 +341,28 @@ impl Transaction<'_, '_, '_> {
     }
 }
 
+/// Which of some maps' staged copies their importers write. Whoever is refused writes nothing, so then it is as it was.
+pub(super) struct Writers<'a>(Vec<(&'a PeerMap, bool)>);
+
+impl<'a> Writers<'a> {
+    /// As it is before anything is begun. Under the reservations of all of them.
+    pub(super) fn of(maps: impl IntoIterator<Item = &'a PeerMap>) -> Writers<'a> {
+        let now = |map: &'a PeerMap| (map, map.mapped.writes_copy.load(Ordering::Relaxed));
+        Writers(maps.into_iter().map(now).collect())
+    }
+
+    /// Nobody was refused.
+    pub(super) fn stay(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Writers<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|(map, wrote)| map.mapped.writes_copy.store(*wrote, Ordering::Relaxed));
+    }
+}
+
 impl PeerMap {
     /// The importer is about to use the bytes. Returns what it must queue behind: the moves that bring them, the work of others, and for a map of
     /// a staged copy the copy that brings it up to date. Waits for nothing.
@@ -379,13 +401,11 @@ impl PeerMap {
         }
         self.buffer.0.check_permits(access)?;
         self.buffer.transact(|transaction, slot| {
+            let writers = Writers::of([self]);
             let before = transaction.begin_use(slot, self, access)?;
-            let queued = transaction.end_use(slot, self, access, fence);
-            if queued.is_err() {
-                // Whoever is refused transfers nothing.
-                self.mapped.writes_copy.store(false, Ordering::Relaxed);
-            }
-            queued.map(|()| before)
+            transaction.end_use(slot, self, access, fence)?;
+            writers.stay();
+            Ok(before)
         })
     }
 

@@ -297,3 +297,19 @@ fn a_buffer_that_was_never_used_is_zeros_in_the_copy_too() {
         assert!(bytes.iter().all(|byte| *byte == 0));
     }
 }
+
+#[test]
+fn a_group_whose_second_part_is_refused_writes_nothing_to_the_copy_of_the_first() {
+    let pair = Pair::new(4);
+    let other = filled(&pair.device, 1, 3);
+    let both = [pair.buffer.clone(), other.clone()];
+    let _direct = pair.gpu.attach_all(&both).expect("one device").map(0..2 * MIB).expect("room");
+    let group = pair.card.attach_all(&both).expect("one device").map(0..2 * MIB).expect("copies");
+    assert!(group.maps().iter().all(|map| map.route() == Route::Staging));
+    other.set_p2p(P2p::Require).expect("it fits into the BAR");
+    assert!(matches!(group.begin(Access::Write), Err(Error::StaleMap { .. })));
+    finished(fill(&pair.device, &pair.buffer, 5));
+    // The copy ends, and would be brought back if somebody had written it.
+    pair.buffer.set_p2p(P2p::Require).expect("it fits into the BAR");
+    finished(verify(&pair.device, &pair.buffer, 5));
+}
