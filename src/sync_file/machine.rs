@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devpagemap_fence::Outside;
+use rustix::io::Errno;
 
 use super::epoll::Epoll;
 use super::kernel::{Kernel, MadeFence, Poller, SyncObject};
@@ -67,13 +68,18 @@ impl Machine {
         }
     }
 
-    /// Looks for one until there is one: modules come and go.
-    fn syncobjs(&self) -> Result<SyncobjNode> {
-        let mut syncobjs = self.syncobjs.lock();
-        if let Some(node) = &*syncobjs {
-            return Ok(node.clone());
+    /// On the node that was found before, and on another if that has gone: devices come and go.
+    fn on_a_node<O>(&self, body: impl Fn(&SyncobjNode) -> Result<O>) -> Result<O> {
+        let known = self.syncobjs.lock().clone();
+        if let Some(node) = known {
+            match body(&node) {
+                Err(Error::Io { errno, .. }) if errno == Errno::NODEV.raw_os_error() => {}
+                done => return done,
+            }
         }
-        Ok(syncobjs.insert(SyncobjNode::find()?).clone())
+        let node = SyncobjNode::find()?;
+        *self.syncobjs.lock() = Some(node.clone());
+        body(&node)
     }
 
     /// What was found when somebody looked; looks if nobody has.
@@ -128,11 +134,11 @@ impl Kernel for Machine {
     }
 
     fn create_syncobj(&self) -> Result<Box<dyn SyncObject>> {
-        Ok(Box::new(SyncobjHandle::create(&self.syncobjs()?)?))
+        Ok(Box::new(self.on_a_node(SyncobjHandle::create)?))
     }
 
     fn open_syncobj(&self, fd: BorrowedFd<'_>) -> Result<Box<dyn SyncObject>> {
-        match SyncobjHandle::open(&self.syncobjs()?, fd)? {
+        match self.on_a_node(|node| SyncobjHandle::open(node, fd))? {
             Some(syncobj) => Ok(Box::new(syncobj)),
             None => Err(Error::NotASyncobj { fd: fd.as_raw_fd() }),
         }

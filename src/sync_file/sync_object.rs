@@ -2,12 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::dma_buf::KernelSyncFile;
 use super::kernel::{FenceInfo, SyncFile, SyncObject};
-use crate::backend::drm::SyncobjHandle;
-use crate::error::{Error, Result};
+use crate::backend::drm::{SyncobjHandle, has_come};
+use crate::error::Result;
 
 impl SyncObject for SyncobjHandle {
     fn submitted(&self) -> Result<u64> {
@@ -64,13 +62,10 @@ impl SyncFile for Arrival {
     }
 
     fn fences(&self) -> Result<Vec<FenceInfo>> {
-        let mut asked = [PollFd::new(&self.event, PollFlags::IN)];
-        let ready = poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
-            .map_err(|errno| Error::of_descriptor("ask whether a point of a syncobj is there", errno))?;
         Ok(vec![FenceInfo {
             driver: "syncobj".into(),
             timeline: format!("point {}, which nobody has submitted", self.point),
-            ended: (ready > 0).then_some(Ok(())),
+            ended: has_come(self.event.as_fd()).then_some(Ok(())),
         }])
     }
 }

@@ -33,7 +33,7 @@ pub use node::{NodeFound, NodeKind};
 pub(crate) use gbm::Gbm;
 pub(crate) use node::{DrmNode, VgemNode, VirtioGpuNode};
 pub(crate) use prime::GemHandle;
-pub(crate) use syncobj::{SyncobjHandle, SyncobjNode};
+pub(crate) use syncobj::{SyncobjHandle, SyncobjNode, has_come};
 pub(crate) use vgem::Vgem;
 pub(crate) use virtio_gpu::VirtioGpu;
 

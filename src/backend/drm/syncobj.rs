@@ -15,10 +15,11 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use devpagemap_fence::Outside;
 use drm::control::{Device as _, syncobj};
 use drm::{Device as _, DriverCapability};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use super::node::DrmNode;
 use crate::error::{Error, Result, errno_of};
@@ -59,6 +60,9 @@ pub(crate) struct SyncobjHandle {
     node: SyncobjNode,
     /// Constant.
     handle: syncobj::Handle,
+    /// What is readable once a point has come, by the point: the kernel takes none of them back, so there is one for all who wait for the
+    /// same. Its own lock.
+    arrivals: Outside<Vec<(u64, OwnedFd)>>,
 }
 
 impl SyncobjHandle {
@@ -68,7 +72,12 @@ impl SyncobjHandle {
     /// What the kernel says.
     pub(crate) fn create(node: &SyncobjNode) -> Result<SyncobjHandle> {
         let handle = node.0.create_syncobj(false).map_err(|error| refused("make a syncobj", &error))?;
-        Ok(SyncobjHandle { node: node.clone(), handle })
+        Ok(SyncobjHandle::of(node, handle))
+    }
+
+    fn of(node: &SyncobjNode, handle: syncobj::Handle) -> SyncobjHandle {
+        let arrivals = Outside::new("points to come of a syncobj", Vec::new());
+        SyncobjHandle { node: node.clone(), handle, arrivals }
     }
 
     /// The syncobj behind a descriptor; `None` when that is none.
@@ -77,7 +86,7 @@ impl SyncobjHandle {
     /// What the kernel says.
     pub(crate) fn open(node: &SyncobjNode, fd: BorrowedFd<'_>) -> Result<Option<SyncobjHandle>> {
         match node.0.fd_to_syncobj(fd, false) {
-            Ok(handle) => Ok(Some(SyncobjHandle { node: node.clone(), handle })),
+            Ok(handle) => Ok(Some(SyncobjHandle::of(node, handle))),
             Err(error) if errno_of(&error) == Errno::INVAL => Ok(None),
             Err(error) => Err(refused("open a syncobj", &error)),
         }
@@ -143,10 +152,20 @@ impl SyncobjHandle {
     /// [`Error::NoDescriptorsLeft`]; [`Error::Unsupported`] before Linux 6.6.
     pub(crate) fn arrival(&self, point: u64) -> Result<OwnedFd> {
         let action = "wait for a point of a syncobj";
+        let refused_copy = |errno| Error::of_descriptor(action, errno);
+        let mut arrivals = self.arrivals.lock();
+        arrivals.retain(|(_, event)| !has_come(event.as_fd()));
+        if let Some((_, event)) = arrivals.iter().find(|(awaited, _)| *awaited == point) {
+            return fcntl_dupfd_cloexec(event, 0).map_err(refused_copy);
+        }
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::of_descriptor(action, errno))?;
         match self.node.0.syncobj_eventfd(self.handle, point, event.as_fd(), true) {
-            Ok(()) => Ok(event),
+            Ok(()) => {
+                let copy = fcntl_dupfd_cloexec(&event, 0).map_err(refused_copy);
+                arrivals.push((point, event));
+                copy
+            }
             // So says the kernel of a call that it does not know.
             Err(error) if errno_of(&error) == Errno::INVAL => Err(Error::Unsupported {
                 what: "points of a syncobj that are not there yet: the kernel is older than 6.6",
@@ -186,6 +205,13 @@ impl fmt::Debug for SyncobjHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SyncobjHandle({} of {:?})", u32::from(self.handle), self.node.0)
     }
+}
+
+/// Whether the point of an [arrival](SyncobjHandle::arrival) is there, or was.
+pub(crate) fn has_come(arrival: BorrowedFd<'_>) -> bool {
+    let mut asked = [PollFd::new(&arrival, PollFlags::IN)];
+    // Without an answer it has not, as far as anybody knows.
+    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }
 
 fn refused(action: &'static str, error: &std::io::Error) -> Error {
