@@ -4,7 +4,6 @@ use crate::refusing::Call;
 
 /// Of a file that is shared: the C library's own mappings are private.
 pub const MMAP: Call = Call::system_with("mmap", 9, 3, 3, 1);
-pub const MREMAP: Call = Call::system("mremap", 25);
 pub const EVENTFD: Call = Call::system("eventfd2", 290);
 pub const EPOLL_CREATE: Call = Call::system("epoll_create1", 291);
 pub const EPOLL_CTL: Call = Call::system("epoll_ctl", 233);

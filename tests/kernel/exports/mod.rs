@@ -7,7 +7,7 @@ mod refused;
 
 use std::os::fd::AsFd;
 
-use devpagemap::{Buffer, Device, Error, PassedOver, Place, Size, SoftwareGpu, Via};
+use devpagemap::{Buffer, Device, Error, FenceSource, PassedOver, Place, Size, SoftwareGpu, Via};
 use rustix::fs::fstat;
 
 use crate::observe::wait_until;
@@ -20,9 +20,14 @@ const BYTES: u64 = 1 << 20;
 type Lab = Device<SoftwareGpu>;
 
 fn device() -> Lab {
+    device_of(FenceSource::Auto)
+}
+
+fn device_of(source: FenceSource) -> Lab {
     let gpu = SoftwareGpu::builder().build().expect("threads for the rings");
     let builder = Device::builder(gpu).vram(Size::mib(8)).visible(Size::mib(8));
-    builder.gtt(Size::mib(128)).system(Size::mib(256)).build().expect("a small device")
+    let builder = builder.gtt(Size::mib(128)).system(Size::mib(256)).fence_source(source);
+    builder.build().expect("a small device")
 }
 
 fn buffer(device: &Lab, name: &str) -> Buffer {
