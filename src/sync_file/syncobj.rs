@@ -103,8 +103,8 @@ impl Syncobj {
     /// A fence that signals when that point has, with the first error among the kernel fences that it stands for.
     ///
     /// A point that is not there yet is waited for. One that does not come, or does not signal, fails in time: each may take others the
-    /// device's [`foreign_fence_timeout`](crate::DeviceBuilder::foreign_fence_timeout). Work that was promised through this syncobj, or a clone, may take
-    /// as long as it likes.
+    /// device's [`foreign_fence_timeout`](crate::DeviceBuilder::foreign_fence_timeout). Work in it that was promised through this syncobj, or a clone, may
+    /// take as long as it likes, also when that very point is promised later. What is found is kept, whatever becomes of the syncobj.
     ///
     /// # Errors
     /// [`Error::PointOutOfOrder`](crate::Error::PointOutOfOrder) for point 0, [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft),
