@@ -92,6 +92,30 @@ fn a_point_that_is_not_there_yet_is_waited_for_however_it_comes() {
 }
 
 #[test]
+fn our_next_point_may_wait_for_theirs_that_has_yet_to_come() {
+    if !need(&[Thing::VirtioGpu, Thing::Vgem]) {
+        return;
+    }
+    let (ours, theirs) = (device_with(FenceSource::Auto), device_with(FenceSource::Auto));
+    let (one, other) = shared(&ours, &theirs);
+    for frame in [1, 3, 5] {
+        let acquired = one.fence_at(frame).expect("it may come");
+        let drawn = ours.submit().after(&acquired).run(|gpu, job| gpu.run(job, |_| Ok(())));
+        let drawn = drawn.expect("a job is queued");
+        one.signal_after(frame + 1, &FenceSet::from(drawn.clone())).expect("points go up");
+        let shown = other.fence_at(frame + 1).expect("it may come");
+        let (job, gate) = start(&theirs);
+        other.attach(frame, &FenceSet::from(job)).expect("ours is behind");
+        std::thread::sleep(A_MOMENT);
+        assert!(!acquired.is_signaled() && !drawn.is_signaled() && !shown.is_signaled());
+        gate.signal(1);
+        shown.wait().expect("all did nothing");
+        assert_eq!(progress(&other), (frame + 1, frame + 1));
+    }
+    assert_eq!(ours.stats().foreign_fences_failed + theirs.stats().foreign_fences_failed, 0);
+}
+
+#[test]
 fn late_points_come_in_order_and_nothing_comes_before_them() {
     if !need(&[Thing::VirtioGpu, Thing::Vgem]) {
         return;
