@@ -130,6 +130,12 @@ impl Crossing {
         self.table.lock().poller.is_some()
     }
 
+    /// Whether it has seen that there is, and waits for something to do.
+    #[cfg(test)]
+    pub(super) fn has_a_sleeping_keeper(&self) -> bool {
+        self.table.lock().sleeps_until.is_some()
+    }
+
     /// The thread, started if there is none.
     fn running(self: &Arc<Self>, table: &mut Table) -> Result<Arc<dyn Poller>> {
         if let Some(poller) = &table.poller {

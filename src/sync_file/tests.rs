@@ -416,10 +416,13 @@ fn a_device_that_is_dropped_leaves_no_kernel_fence_unsignalled() {
 fn a_keeper_with_nothing_to_keep_goes_with_its_device() {
     let scene = Scene::on(FakeKernel::like_vgem(EXPIRY));
     let (buffer, _) = scene.shared();
-    scene.submit(&buffer, Access::Write).expect("it is queued").wait().expect("it does nothing");
+    let crossing = scene.device.manager().crossing.clone();
+    let (fence, gate) = scene.start(&[&buffer], Access::Write);
+    becomes_true(|| crossing.has_a_sleeping_keeper());
+    gate.signal(1);
+    fence.wait().expect("it does nothing");
     becomes_true(|| scene.kernel.outstanding() == 0);
     assert!(scene.has_a_keeper(), "it sleeps until the fence would have been renewed");
-    let crossing = scene.device.manager().crossing.clone();
     drop((buffer, scene));
     becomes_true(|| !crossing.is_kept());
 }
