@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-#[cfg(not(any(loom, shuttle)))]
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -12,8 +10,6 @@ use devpagemap_fence::Outside;
 
 use super::Across;
 use super::keeper::Table;
-#[cfg(not(any(loom, shuttle)))]
-use super::kernel::SyncObject;
 use super::kernel::{Kernel, MadeFence, ReservationObject};
 use crate::error::Result;
 use crate::stats::count_reason;
@@ -85,15 +81,6 @@ impl Crossing {
     }
 
     #[cfg(not(any(loom, shuttle)))]
-    pub(crate) fn create_syncobj(&self) -> Result<Box<dyn SyncObject>> {
-        self.kernel.create_syncobj()
-    }
-
-    #[cfg(not(any(loom, shuttle)))]
-    pub(crate) fn open_syncobj(&self, fd: BorrowedFd<'_>) -> Result<Box<dyn SyncObject>> {
-        self.kernel.open_syncobj(fd)
-    }
-
     pub(crate) fn source(&self) -> Result<&'static str> {
         self.kernel.source()
     }

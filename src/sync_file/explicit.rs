@@ -42,9 +42,7 @@ impl<D: Driver> Device<D> {
     /// [`Error::NoKernelFences`](crate::Error::NoKernelFences), which says why, [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft).
     pub fn export_sync_file(&self, fences: &FenceSet) -> Result<OwnedFd> {
         let crossing = &self.manager().crossing;
-        // Looks again where nothing was found.
-        crossing.source()?;
-        let (reserved, file) = crossing.reserve_with_file(Vec::new())?;
+        let (reserved, file) = crossing.reserve_to_hand_out()?;
         let fd = descriptor_of(&*file)?;
         reserved.arm(fences);
         Ok(fd)

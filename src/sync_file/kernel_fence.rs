@@ -200,7 +200,7 @@ impl Crossing {
     }
 
     /// The same, with what shows it to others.
-    pub(super) fn reserve_with_file(
+    fn reserve_with_file(
         self: &Arc<Self>,
         into: Vec<(Arc<Across>, Access)>,
     ) -> Result<(Reserved, Box<dyn SyncFile>)> {
@@ -221,6 +221,15 @@ impl Crossing {
             self.keep_from_expiring(owed)?;
         }
         Ok((reserved, file))
+    }
+
+    /// A kernel fence that is seen by whoever is given the file. Looks again for a source where none was found.
+    ///
+    /// # Errors
+    /// As [`reserve`](Crossing::reserve).
+    pub(super) fn reserve_to_hand_out(self: &Arc<Self>) -> Result<(Reserved, Box<dyn SyncFile>)> {
+        self.kernel.source()?;
+        self.reserve_with_file(Vec::new())
     }
 
     /// What became of a kernel fence of ours.

@@ -77,10 +77,7 @@ struct Sought {
 
 impl Sought {
     fn end(self, outcome: Result<(), FenceError>) {
-        match self.failed.map_or(outcome, Err) {
-            Ok(()) => self.line.signal(1),
-            Err(error) => self.line.fail(1, error),
-        }
+        end(&self.line, self.failed.map_or(outcome, Err));
     }
 }
 
@@ -185,9 +182,7 @@ impl Points {
     /// # Errors
     /// [`Error::NoKernelFences`], [`Error::PointOutOfOrder`], [`Error::NoDescriptorsLeft`], what the kernel says. Nothing was added.
     pub(crate) fn attach(self: &Arc<Self>, point: u64, fences: &FenceSet) -> Result<()> {
-        // Looks again where nothing was found.
-        self.crossing.source()?;
-        let (reserved, file) = self.crossing.reserve_with_file(Vec::new())?;
+        let (reserved, file) = self.crossing.reserve_to_hand_out()?;
         let line = Timeline::new(name_of(point));
         let promised = line.next_point();
         let mut ours = self.ours.lock();
@@ -204,7 +199,7 @@ impl Points {
         reserved.arm(fences);
         let outcome = with(fences, before);
         let all = outcome.clone();
-        all.when_signaled(move || end(&line, &outcome));
+        all.when_signaled(move || end(&line, outcome_of(&outcome)));
         self.all_go_on(found);
         Ok(())
     }
@@ -226,7 +221,7 @@ impl Points {
         let (all, its_own, points) = (outcome.clone(), fences.clone(), self.clone());
         all.when_signaled(move || {
             points.comes_late(point, &its_own);
-            end(&line, &outcome);
+            end(&line, outcome_of(&outcome));
         });
         self.all_go_on(found);
         Ok(())
@@ -327,10 +322,10 @@ impl Points {
 
     fn take(self: &Arc<Self>, step: Step, mut sought: Sought) {
         match step {
-            Step::There(fence) => when_over(fence, move |outcome| sought.end(outcome)),
+            Step::There(fence) => when_over(&fence, move |outcome| sought.end(outcome)),
             Step::Ours(fence, there) => {
                 let points = self.clone();
-                when_over(fence, move |outcome| {
+                when_over(&fence, move |outcome| {
                     sought.failed = sought.failed.take().or(outcome.err());
                     match there {
                         Some(file) => points.goes_on(points.crossing.fence_of(file).map(Step::There), sought),
@@ -371,7 +366,7 @@ impl Points {
         ours.sought.push((id, sought));
         drop(ours);
         let points = self.clone();
-        when_over(arrival, move |outcome| points.arrives(id, outcome));
+        when_over(&arrival, move |outcome| points.arrives(id, outcome));
     }
 
     fn arrives(self: &Arc<Self>, id: u64, outcome: Result<(), FenceError>) {
@@ -425,14 +420,19 @@ fn with(fences: &FenceSet, before: Option<Fence>) -> FenceSet {
     all
 }
 
-fn end(line: &Timeline, of: &FenceSet) {
-    match of.first_error() {
-        None => line.signal(1),
-        Some(error) => line.fail(1, error),
+fn outcome_of(signalled: &FenceSet) -> Result<(), FenceError> {
+    signalled.first_error().map_or(Ok(()), Err)
+}
+
+fn end(line: &Timeline, outcome: Result<(), FenceError>) {
+    match outcome {
+        Ok(()) => line.signal(1),
+        Err(error) => line.fail(1, error),
     }
 }
 
-fn when_over(fence: Fence, then: impl FnOnce(Result<(), FenceError>) + Send + 'static) {
-    let outcome = fence.clone();
-    FenceSet::from(fence).when_signaled(move || then(outcome.status().unwrap_or(Ok(()))));
+fn when_over(fence: &Fence, then: impl FnOnce(Result<(), FenceError>) + Send + 'static) {
+    if let Err(then) = fence.on_signal(then) {
+        then(fence.status().unwrap_or(Ok(())));
+    }
 }

@@ -42,7 +42,7 @@ impl<D: Driver> Device<D> {
     /// [`Error::NoDescriptorsLeft`](crate::Error::NoDescriptorsLeft), what the kernel says.
     pub fn create_syncobj(&self) -> Result<Syncobj> {
         let crossing = &self.manager().crossing;
-        let theirs = crossing.create_syncobj()?;
+        let theirs = crossing.kernel.create_syncobj()?;
         Ok(Syncobj { points: Points::new(crossing.clone(), theirs) })
     }
 
@@ -52,7 +52,7 @@ impl<D: Driver> Device<D> {
     /// [`Error::NotASyncobj`](crate::Error::NotASyncobj), and as [`create_syncobj`](Device::create_syncobj).
     pub fn import_syncobj(&self, syncobj: OwnedFd) -> Result<Syncobj> {
         let crossing = &self.manager().crossing;
-        let theirs = crossing.open_syncobj(syncobj.as_fd())?;
+        let theirs = crossing.kernel.open_syncobj(syncobj.as_fd())?;
         Ok(Syncobj { points: Points::new(crossing.clone(), theirs) })
     }
 }
