@@ -5,6 +5,7 @@ use super::trial::UNLIMITED_BYTES;
 use super::{Diagnosis, Node};
 use devpagemap::{NodeAbilities, Via, WhyNot};
 use serde::Serialize;
+use std::fmt::Display;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -184,10 +185,10 @@ fn exporters(found: &Diagnosis) -> Vec<ExporterReport> {
     found.exporters.iter().map(report).collect()
 }
 
-fn usable(
+fn usable<E: Display>(
     name: &str,
-    state: &Result<(), WhyNot>,
-    remedy: impl Fn(&WhyNot) -> Option<String>,
+    state: &Result<(), E>,
+    remedy: impl Fn(&E) -> Option<String>,
 ) -> UsableReport {
     let why = state.as_ref().err();
     UsableReport {
@@ -210,13 +211,7 @@ fn heaps(found: &Diagnosis) -> Vec<UsableReport> {
 fn fences(found: &Diagnosis) -> FencesReport {
     let vgem = usable("vgem", &found.vgem_fences, |why| remedy::of_exporter(&Via::Vgem, why));
     let sw_sync = usable("sw_sync", &found.sw_sync, remedy::of_sw_sync);
-    let why = found.syncobjs.as_ref().err();
-    let syncobjs = UsableReport {
-        name: "syncobj".to_owned(),
-        usable: why.is_none(),
-        problem: why.map(ToString::to_string),
-        remedy: why.and_then(remedy::of_syncobjs),
-    };
+    let syncobjs = usable("syncobj", &found.syncobjs, remedy::of_syncobjs);
     FencesReport { sync_files: found.sync_files, sources: vec![vgem, sw_sync], syncobjs }
 }
 

@@ -7,7 +7,7 @@ use super::{Diagnosis, Node};
 use crate::report::paint::Paint;
 use crate::report::units::{count, size};
 use devpagemap::{NodeAbilities, Via, WhyNot};
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 /// A line: something, what is with it, and what to do.
 struct Row {
@@ -161,37 +161,27 @@ fn heaps(found: &Diagnosis) -> Vec<Row> {
 }
 
 fn fences(found: &Diagnosis) -> Vec<Row> {
-    let source = |name: &str, says: &str, usable: &Result<(), WhyNot>, remedy: Option<String>| match usable {
-        Ok(()) => Row { name: name.into(), state: State::Works, says: says.into(), remedy: None },
-        Err(why) => Row { name: name.into(), state: State::Missing, says: why.to_string(), remedy },
-    };
     let of_vgem = found.vgem_fences.as_ref().err().and_then(|why| remedy::of_exporter(&Via::Vgem, why));
     let of_sw_sync = found.sw_sync.as_ref().err().and_then(remedy::of_sw_sync);
+    let of_syncobjs = found.syncobjs.as_ref().err().and_then(remedy::of_syncobjs);
     let (state, says) = match found.sync_files {
         Some(true) => (State::Works, "dma-bufs take fences as descriptors, and give them"),
         Some(false) => (State::Missing, "dma-bufs take no fences as descriptors: that came with Linux 6.0"),
         None => (State::Told, "not known: there is nobody to make a dma-buf that could be asked"),
     };
-    let syncobjs = match &found.syncobjs {
-        Ok(()) => Row {
-            name: "syncobj".into(),
-            state: State::Works,
-            says: "points go from one device to another".into(),
-            remedy: None,
-        },
-        Err(error) => Row {
-            name: "syncobj".into(),
-            state: State::Missing,
-            says: error.to_string(),
-            remedy: remedy::of_syncobjs(error),
-        },
-    };
     vec![
         Row { name: "sync_file".into(), state, says: says.into(), remedy: None },
-        source("vgem", "a program signals them; they expire after 10 s", &found.vgem_fences, of_vgem),
-        source("sw_sync", "a program signals them; for debugging", &found.sw_sync, of_sw_sync),
-        syncobjs,
+        tried_out("vgem", "a program signals them; they expire after 10 s", &found.vgem_fences, of_vgem),
+        tried_out("sw_sync", "a program signals them; for debugging", &found.sw_sync, of_sw_sync),
+        tried_out("syncobj", "points go from one device to another", &found.syncobjs, of_syncobjs),
     ]
+}
+
+fn tried_out<E: Display>(name: &str, says: &str, usable: &Result<(), E>, remedy: Option<String>) -> Row {
+    match usable {
+        Ok(()) => Row { name: name.into(), state: State::Works, says: says.into(), remedy: None },
+        Err(why) => Row { name: name.into(), state: State::Missing, says: why.to_string(), remedy },
+    }
 }
 
 fn peer_memory(found: &Diagnosis) -> Vec<Row> {
