@@ -1,5 +1,7 @@
 //! Calls that tests have refused, by their numbers on x86-64.
 
+use devpagemap::Error;
+
 use crate::refusing::Call;
 
 /// Of a file that is shared: the C library's own mappings are private.
@@ -28,3 +30,9 @@ pub const SYNCOBJ_QUERY: Call = Call::ioctl("SYNCOBJ_QUERY", 0xc018_64cb);
 pub const SYNCOBJ_TRANSFER: Call = Call::ioctl("SYNCOBJ_TRANSFER", 0xc020_64cc);
 pub const SYNCOBJ_SIGNAL: Call = Call::ioctl("SYNCOBJ_TIMELINE_SIGNAL", 0xc018_64cd);
 pub const SYNCOBJ_EVENTFD: Call = Call::ioctl("SYNCOBJ_EVENTFD", 0xc018_64cf);
+
+/// Whether this is what comes of a call that was refused. Of a thread the C library says that there is none now.
+pub fn is_for_want_of_memory(error: &Error) -> bool {
+    let said = error.to_string();
+    said.contains("Cannot allocate memory") || said.contains("temporarily unavailable")
+}

@@ -17,7 +17,7 @@ use crate::stranger::{Does, SwSync, Vgem, is_busy, is_ready_within, let_in, udma
 
 const BYTES: u64 = 64 << 10;
 /// Long enough to see that something does not happen.
-const A_MOMENT: Duration = Duration::from_millis(50);
+pub const A_MOMENT: Duration = Duration::from_millis(50);
 
 /// The sources that this kernel has.
 pub fn sources() -> Vec<FenceSource> {
@@ -39,7 +39,7 @@ fn imported(vgem: &Vgem, device: &Device<SoftwareGpu>) -> (OwnedFd, Buffer) {
 }
 
 /// A job that is done once the returned timeline has signalled its point.
-fn start(device: &Device<SoftwareGpu>, buffers: &[&Buffer], access: Access) -> (Fence, Timeline) {
+pub fn start(device: &Device<SoftwareGpu>, buffers: &[&Buffer], access: Access) -> (Fence, Timeline) {
     let gate = Timeline::new("gate");
     let opens = gate.next_point();
     let submission =
@@ -74,6 +74,12 @@ fn expect_ready(dma_buf: impl AsFd, which: impl Debug) {
 fn expect_waiting<'a>(work: impl IntoIterator<Item = &'a Fence>) {
     std::thread::sleep(A_MOMENT);
     work.into_iter().for_each(|fence| assert!(!fence.is_signaled(), "{fence:?}"));
+}
+
+/// Ends this process as `kill -9` does.
+pub fn die() {
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+        .expect("a process may kill itself");
 }
 
 #[test]
@@ -393,8 +399,7 @@ fn dies_in_the_middle_of_a_job(test: &str, of: Thing, source: FenceSource) {
         let buffer = device.import(std::io::stdin().as_fd()).create().expect("it is a dma-buf");
         let (_job, _gate) = start(&device, &[&buffer], Access::Write);
         assert!(!buffer.fences().is_signaled());
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
-            .expect("a process may kill itself");
+        die();
     });
     let Some(ended) = ended else { return };
     child::expect_killed(&ended, 9);

@@ -4,22 +4,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use devpagemap::{
-    Device, Error, Fence, FenceError, FenceSet, FenceSource, Size, SoftwareGpu, Syncobj, Timeline,
+    Access, Device, Error, Fence, FenceError, FenceSet, FenceSource, Size, SoftwareGpu, Syncobj, Timeline,
 };
 
 use crate::calls::{
     CLONE, EPOLL_CREATE, EPOLL_CTL, EVENTFD, EXPORT_SYNC_FILE, FILE_INFO, SYNCOBJ_CREATE, SYNCOBJ_EVENTFD,
     SYNCOBJ_FD_TO_HANDLE, SYNCOBJ_HANDLE_TO_FD, SYNCOBJ_IMPORT, SYNCOBJ_QUERY, SYNCOBJ_RESET, SYNCOBJ_SIGNAL,
-    SYNCOBJ_TRANSFER, VGEM_FENCE_ATTACH,
+    SYNCOBJ_TRANSFER, VGEM_FENCE_ATTACH, is_for_want_of_memory,
 };
 use crate::child;
-use crate::fences::{device_with, sources};
+use crate::fences::{A_MOMENT, device_with, die, sources};
 use crate::observe::{FOREVER, descriptors, wait_until};
 use crate::refusing::{Call, refusing};
 use crate::setup::{Thing, need};
 use crate::stranger::{Does, SwSync, is_ready_within};
-
-const A_MOMENT: Duration = Duration::from_millis(50);
 
 /// One syncobj in the hands of two devices.
 fn shared(ours: &Device<SoftwareGpu>, theirs: &Device<SoftwareGpu>) -> (Syncobj, Syncobj) {
@@ -30,10 +28,7 @@ fn shared(ours: &Device<SoftwareGpu>, theirs: &Device<SoftwareGpu>) -> (Syncobj,
 
 /// A job of a device's, which is done once the returned timeline has signalled its point.
 fn start(device: &Device<SoftwareGpu>) -> (Fence, Timeline) {
-    let gate = Timeline::new("gate");
-    let opens = gate.next_point();
-    let job = device.submit().after(&opens).run(|gpu, job| gpu.run(job, |_| Ok(())));
-    (job.expect("a job is queued"), gate)
+    crate::fences::start(device, &[], Access::Read)
 }
 
 fn progress(syncobj: &Syncobj) -> (u64, u64) {
@@ -354,10 +349,7 @@ fn whatever_call_the_kernel_refuses_a_point_is_there_or_nothing_has_changed() {
 #[track_caller]
 fn expect_refused<O: Send>(call: Call, body: impl FnOnce() -> devpagemap::Result<O> + Send) {
     let Err(refused) = refusing(call, body) else { panic!("nothing needs {}", call.name) };
-    let said = refused.to_string();
-    // The C library says of a thread that there is none now.
-    let is_it = said.contains("Cannot allocate memory") || said.contains("temporarily unavailable");
-    assert!(is_it, "{}: {said}", call.name);
+    assert!(is_for_want_of_memory(&refused), "{}: {refused}", call.name);
 }
 
 #[test]
@@ -386,8 +378,7 @@ fn dies_with_a_point(test: &str, of: Thing, source: FenceSource, outcome: Result
         let syncobj = device.import_syncobj(inherited).expect("it is one");
         let (job, _gate) = start(&device);
         syncobj.attach(1, &FenceSet::from(job)).expect("it is the first");
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
-            .expect("a process may kill itself");
+        die();
     });
     let Some(ended) = ended else { return };
     child::expect_killed(&ended, 9);

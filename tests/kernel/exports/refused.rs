@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::{ALL, BYTES, WAYS, buffer, bytes_of, device, device_of, fill, let_go, read_all, reasons};
 use crate::calls::{
     CLONE, CREATE_DUMB, DMA_HEAP_ALLOC, EXPORT_SYNC_FILE, FILE_INFO, HANDLE_TO_FD, IMPORT_SYNC_FILE, MMAP,
-    SET_NAME, UDMABUF_CREATE_LIST, VGEM_FENCE_ATTACH,
+    SET_NAME, UDMABUF_CREATE_LIST, VGEM_FENCE_ATTACH, is_for_want_of_memory,
 };
 use crate::child::{expect_success, in_a_child};
 use crate::observe::{descriptors, wait_until};
@@ -147,10 +147,7 @@ fn whatever_call_the_kernel_refuses_an_export_is_refused_and_has_changed_nothing
             let refused = refusing(*call, || buffer.export(via.clone()));
             gate.signal(1);
             let Err(refused) = refused else { panic!("{case}: it is not needed") };
-            let said = refused.to_string();
-            // The C library says of a thread that there is none now.
-            let is_it = said.contains("Cannot allocate memory") || said.contains("temporarily unavailable");
-            assert!(is_it, "{case}: {said}");
+            assert!(is_for_want_of_memory(&refused), "{case}: {refused}");
             let stats = device.stats();
             assert_eq!((stats.exported_bytes, stats.export_pages_bytes), (0, 0), "{case}");
             assert_eq!(buffer.region(), Some(RegionKind::Vram), "{case}");
